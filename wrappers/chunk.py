@@ -1,0 +1,65 @@
+"""Play a whole action chunk as one environment step."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+
+class ActionChunk(gym.Wrapper, RecordConstructorArgs):
+    """Turns ``env`` into a semi-Markov decision process whose actions are chunks of ``n_action_steps`` actions.
+
+    A chunk stops at the first ``terminated`` or ``truncated``, so the next observation is the true last one. Rewards
+    inside a chunk are discounted by ``gamma`` per env step; whoever bootstraps must use ``gamma ** chunk_length``.
+
+    ``info`` of a step:
+        ``chunk_length``: env steps that were played.
+        ``success``: whether the simulator reported success at any env step of this chunk (where it reports any).
+    and at the end of an episode:
+        ``is_success``: success at any env step of the episode (the key that stable-baselines3 reads).
+        ``success_held``: success at its very last env step.
+    """
+
+    def __init__(self, env: gym.Env, n_action_steps: int, gamma: float = 1.0):
+        RecordConstructorArgs.__init__(self, n_action_steps=n_action_steps, gamma=gamma)
+        gym.Wrapper.__init__(self, env)
+        if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
+            raise ValueError(f"action chunks need a one-dimensional Box of actions, this environment has {env.action_space}")
+        if n_action_steps < 1:
+            raise ValueError(f"a chunk has at least one action, not {n_action_steps}")
+        self.n_action_steps = n_action_steps
+        self.gamma = gamma
+        low, high = (np.tile(limit, (n_action_steps, 1)) for limit in (env.action_space.low, env.action_space.high))
+        self.action_space = spaces.Box(low, high, dtype=env.action_space.dtype.type)
+        self._succeeded = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        self._succeeded = False
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Play ``(n_action_steps, action_dim)`` until the chunk or the episode ends; actions are clipped to the limits."""
+        chunk = np.clip(np.asarray(action, dtype=self.action_space.dtype), self.action_space.low, self.action_space.high)
+        total, discount, success = 0.0, 1.0, None
+        for length, single in enumerate(chunk, start=1):  # noqa: B007 - the length is reported
+            obs, reward, terminated, truncated, info = self.env.step(single)
+            total += discount * float(reward)
+            discount *= self.gamma
+            if "success" in info:
+                success = bool(success) or bool(info["success"])
+            if terminated or truncated:
+                break
+        held = info.get("success")
+        info = {**info, "chunk_length": length}
+        if success is not None:
+            self._succeeded |= success
+            info["success"] = success
+            if terminated or truncated:
+                info["is_success"] = self._succeeded
+                info["success_held"] = bool(held)
+        return obs, total, terminated, truncated, info

@@ -1,0 +1,161 @@
+"""The environment whose action is the noise of a frozen policy, in three thin shells over one batched core."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from dsrl.noise import NoiseSpace
+from dsrl.policy import FrozenPolicy
+
+
+class Steering:
+    """The one place that denoises: observations in, encodings out; noise in, action chunks out.
+
+    What the agent observes is ``policy.encode(obs)``, the frozen policy's own normalised view of the observation
+    history. The encoding of the current observation is kept, so a decision costs one ``decode`` and nothing else.
+    """
+
+    def __init__(
+        self,
+        policy: FrozenPolicy,
+        noise_space: NoiseSpace | None,
+        obs_space: gym.Space,
+        action_space: gym.Space,
+    ):
+        self.policy = policy
+        self.noise_space = noise_space or NoiseSpace(policy.spec.noise_shape)
+        self.observation_space = spaces.Box(-np.inf, np.inf, shape=(policy.cond_dim,), dtype=np.float32)
+        self.action_space = self.noise_space.action_space()
+        self._cond = torch.empty(0, policy.cond_dim)
+        _check_fit(policy, obs_space, action_space)
+
+    def observe(self, obs: np.ndarray) -> np.ndarray:
+        """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
+        self._cond = self.policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.policy.device))
+        return self._cond.cpu().numpy()
+
+    def peek(self, obs: np.ndarray) -> np.ndarray:
+        """Encode observations that nobody will act on, such as the last one of an episode."""
+        return self.policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.policy.device)).cpu().numpy()
+
+    def act(self, action: np.ndarray) -> np.ndarray:
+        """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units."""
+        noise = self.noise_space.to_noise(torch.as_tensor(action, dtype=torch.float32, device=self.policy.device))
+        return self.policy.decode(self._cond, noise).cpu().numpy()
+
+
+class SteeredVecEnv(VecEnvWrapper):
+    """A stable-baselines3 ``VecEnv`` over chunked environments; its action is the noise.
+
+    Args:
+        venv: environments with observations ``(To, Do)`` and actions ``(Ta, Da)``, as ``make_vec_env`` makes them.
+        policy: the frozen policy; one batched call per step, whatever the number of environments.
+        noise_space: defaults to the whole noise in a box of half-width 1.5.
+
+    Raises:
+        ValueError: when policy and environments do not fit, with both shapes and what to do.
+    """
+
+    def __init__(self, venv: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
+        self.steering = Steering(policy, noise_space, venv.observation_space, venv.action_space)
+        super().__init__(venv, self.steering.observation_space, self.steering.action_space)
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments."""
+        return self.steering.observe(self.venv.reset())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Denoise and send the chunks."""
+        self.venv.step_async(self.steering.act(actions))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Receive what the chunks led to; terminal observations are encoded as every other one."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        ended = [info for info in infos if "terminal_observation" in info]
+        if ended:
+            last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
+            for info, encoded in zip(ended, last, strict=True):
+                info["terminal_observation"] = encoded
+        return self.steering.observe(obs), rewards, dones, infos
+
+
+class SteeredVectorEnv(VectorWrapper):
+    """The same as a ``gymnasium.vector.VectorEnv``, for autoreset modes ``SAME_STEP`` and ``DISABLED``.
+
+    With ``NEXT_STEP`` (gymnasium's default) one step in every episode ignores its action, which a learner would have to
+    mask; it is refused.
+    """
+
+    def __init__(self, env: VectorEnv, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
+        super().__init__(env)
+        if env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP) == AutoresetMode.NEXT_STEP:
+            raise ValueError(
+                "this vector environment resets in the step after the end (AutoresetMode.NEXT_STEP), so one action of "
+                "every episode would be ignored; build it with autoreset_mode=AutoresetMode.SAME_STEP"
+            )
+        self.steering = Steering(policy, noise_space, env.single_observation_space, env.single_action_space)
+        self.single_observation_space = self.steering.observation_space
+        self.single_action_space = self.steering.action_space
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset all environments."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self.steering.observe(obs), info
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Denoise, play the chunks; ``info["final_obs"]`` is encoded too."""
+        obs, rewards, terminated, truncated, info = self.env.step(self.steering.act(actions))
+        for index in np.flatnonzero(info.get("_final_obs", ())):
+            info["final_obs"][index] = self.steering.peek(info["final_obs"][index][None])[0]
+        return self.steering.observe(obs), rewards, terminated, truncated, info
+
+
+class SteeredEnv(gym.Wrapper):
+    """The same as a single ``gymnasium.Env``, for custom loops and checkers."""
+
+    def __init__(self, env: gym.Env, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
+        super().__init__(env)
+        self.steering = Steering(policy, noise_space, env.observation_space, env.action_space)
+        self.observation_space = self.steering.observation_space
+        self.action_space = self.steering.action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self.steering.observe(obs[None])[0], info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Denoise one noise vector ``(size,)`` and play the chunk."""
+        obs, reward, terminated, truncated, info = self.env.step(self.steering.act(np.asarray(action)[None])[0])
+        return self.steering.observe(obs[None])[0], reward, terminated, truncated, info
+
+
+def _check_fit(policy: FrozenPolicy, obs_space: gym.Space, action_space: gym.Space) -> None:
+    """Raise a ValueError that teaches when the policy cannot act in these spaces."""
+    spec = policy.spec
+    expected_obs = (spec.n_obs_steps, spec.obs_dim)
+    if obs_space.shape != expected_obs:
+        raise ValueError(
+            f"the environment observes {obs_space.shape}, the policy reads (n_obs_steps, obs_dim) = {expected_obs} from "
+            f"{dict(spec.obs_shapes)}; wrap it in ObservationHistory, or use make_vec_env(env, policy)"
+        )
+    expected_action = (spec.n_action_steps, spec.action_dim)
+    if action_space.shape != expected_action:
+        raise ValueError(
+            f"the environment takes actions {action_space.shape}, the policy plays chunks (n_action_steps, action_dim) = "
+            f"{expected_action}; wrap it in ActionChunk, or use make_vec_env(env, policy)"
+        )

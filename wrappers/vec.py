@@ -1,0 +1,71 @@
+"""Chunked environments for a policy: one, or many side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from functools import partial
+
+import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from dsrl.env_spec import EnvSpec
+from dsrl.policy import PolicySpec
+from dsrl.wrappers.chunk import ActionChunk
+from dsrl.wrappers.history import ObservationHistory
+from dsrl.wrappers.make import make_env
+from dsrl.wrappers.seeds import SeededEpisodes
+
+# simulators that are worth a process of their own: an env step takes milliseconds
+_HEAVY = ("robosuite",)
+
+
+def chunked(env: gym.Env, spec: PolicySpec, gamma: float = 1.0) -> gym.Env:
+    """Give ``env`` the observation history and the action chunks that a policy of this spec works with."""
+    return ActionChunk(ObservationHistory(env, spec.n_obs_steps), spec.n_action_steps, gamma)
+
+
+def make_chunk_env(
+    env: EnvSpec | str | Callable[[], gym.Env],
+    spec: PolicySpec,
+    *,
+    reward: str = "auto",
+    gamma: float = 1.0,
+    render_mode: str | None = None,
+) -> gym.Env:
+    """One chunked environment whose episodes can be seeded one by one (:class:`SeededEpisodes`)."""
+    single = env() if callable(env) else make_env(env, reward=reward, render_mode=render_mode)
+    return Monitor(SeededEpisodes(chunked(single, spec, gamma)))
+
+
+def make_vec_env(
+    env: EnvSpec | str | Callable[[], gym.Env],
+    spec: PolicySpec,
+    n_envs: int = 1,
+    *,
+    reward: str = "auto",
+    gamma: float = 1.0,
+    seed: int | None = None,
+    subprocess: bool | None = None,
+) -> VecEnv:
+    """``n_envs`` chunked environments as a stable-baselines3 ``VecEnv``, each with starts of its own.
+
+    Args:
+        env: a spec, an id such as ``robosuite/Lift``, or a function that makes a gymnasium environment.
+        spec: of the policy that will act: history and chunk lengths.
+        reward: ``auto``, ``success``, ``step-cost`` or ``dense``.
+        gamma: discount per env step inside a chunk.
+        seed: of the first environment; the others follow.
+        subprocess: a process per environment; by default for simulators whose steps take milliseconds.
+    """
+    thunks = [partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
+    if subprocess is None:
+        family = env.family if isinstance(env, EnvSpec) else str(env).partition("/")[0]
+        subprocess = n_envs > 1 and family in _HEAVY
+    # forkserver: a fork of a process that already runs torch threads can dead-lock
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    venv = SubprocVecEnv(thunks, start_method=method) if subprocess else DummyVecEnv(thunks)
+    if seed is not None:
+        venv.seed(seed)
+    return venv
