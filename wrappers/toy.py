@@ -21,6 +21,7 @@ class PointReach(gymnasium.Env[np.ndarray, np.ndarray]):
     near the origin. The reward is 1 on arrival, which ends the episode, and 0 before.
     """
 
+    STEP = 0.08
     """units per env step at full velocity: the goal's disc is 7 to 10 steps away, a quarter of the time limit"""
     RING = 0.8
     RADIUS = 0.15
