@@ -1,0 +1,38 @@
+"""Which script belongs to which task."""
+
+from __future__ import annotations
+
+import gymnasium
+
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError
+from dsrl.wrappers.experts.base import Expert, unknown_task
+
+ROBOSUITE_EXPERTS = ("Lift", "PickPlaceCan", "NutAssemblySquare")
+
+
+def make_expert(env_spec: EnvSpec, env: gymnasium.Env) -> Expert:
+    """The scripted operator of a task.
+
+    Raises:
+        DsrlError: when nobody wrote a script for it.
+    """
+    if env_spec.family == "robosuite":
+        return _robosuite(env_spec)
+    if env_spec.family == "metaworld":
+        from dsrl.wrappers.experts.metaworld import MetaWorldExpert
+
+        return MetaWorldExpert(env_spec.name)
+    raise DsrlError(f"there is no scripted expert for '{env_spec.id}'; robosuite and Meta-World tasks have one")
+
+
+def _robosuite(env_spec: EnvSpec) -> Expert:
+    if env_spec.name == "Lift":
+        from dsrl.wrappers.experts.lift import LiftExpert
+
+        return LiftExpert()
+    if env_spec.name == "PickPlaceCan":
+        from dsrl.wrappers.experts.can import CanExpert
+
+        return CanExpert()
+    raise unknown_task(env_spec.name, ROBOSUITE_EXPERTS)
