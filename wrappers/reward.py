@@ -21,7 +21,9 @@ class RewardConvention(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, mode: str = "success") -> None:
         if mode not in MODES:
-            raise DsrlError(f"there is no reward convention '{mode}'.{nearest(mode, MODES)} Known: auto, {', '.join(MODES)}")
+            raise DsrlError(
+                f"there is no reward convention '{mode}'.{nearest(mode, MODES)} Known: auto, {', '.join(MODES)}"
+            )
         super().__init__(env)
         self.mode = mode
 
@@ -37,7 +39,9 @@ class RewardConvention(gymnasium.Wrapper):
         if "success" not in info:
             spec = getattr(self.unwrapped, "env_spec", None)
             name = spec.id if spec is not None else str(self.unwrapped)
-            raise DsrlError(f"{name} reports no success, so the reward '{self.mode}' has no meaning; use --reward dense")
+            raise DsrlError(
+                f"{name} reports no success, so the reward '{self.mode}' has no meaning; use --reward dense"
+            )
         success = bool(info["success"])
         if self.mode == "success":
             return obs, float(success), terminated or success, truncated, info

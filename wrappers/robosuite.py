@@ -38,7 +38,9 @@ def resolve(spec: EnvSpec) -> EnvSpec:
         DsrlError: when the task is unknown or robosuite is not installed.
     """
     if spec.name not in TASKS:
-        raise DsrlError(f"robosuite has no single-arm task '{spec.name}'.{nearest(spec.name, TASKS)} Known: {', '.join(TASKS)}")
+        raise DsrlError(
+            f"robosuite has no single-arm task '{spec.name}'.{nearest(spec.name, TASKS)} Known: {', '.join(TASKS)}"
+        )
     if find_spec("robosuite") is None:
         raise DsrlError("robosuite environments need the extra: pip install 'dsrl-steering[robosuite]'")
     kwargs = {"robots": ["Panda"], "control_freq": 20, **spec.kwargs}
@@ -77,7 +79,9 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         low, high = self.simulator.action_spec
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start the episode that ``seed`` names, or the next one of this environment's own stream."""
         super().reset(seed=seed)
         raw = self._start(int(self.np_random.integers(2**31)))
@@ -129,7 +133,9 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         name = "object-state" if key == "object" else key
         if name not in raw:
             known = sorted("object" if key == "object-state" else key for key in raw)
-            raise DsrlError(f"{self.env_spec.id} has no observation '{key}'.{nearest(key, known)} It has {', '.join(known)}")
+            raise DsrlError(
+                f"{self.env_spec.id} has no observation '{key}'.{nearest(key, known)} It has {', '.join(known)}"
+            )
         return np.atleast_1d(np.asarray(raw[name], dtype=np.float32))
 
     def _flat(self, raw: dict[str, np.ndarray]) -> np.ndarray:
@@ -166,7 +172,9 @@ def _make_simulator(spec: EnvSpec, timestep: float, render: bool) -> Any:
         with _macro_timestep(timestep):
             env = suite.make(env_name=spec.name, **kwargs)
     except TypeError as error:
-        raise DsrlError(f"robosuite {version('robosuite')} does not accept the arguments of {spec.id}: {error}") from error
+        raise DsrlError(
+            f"robosuite {version('robosuite')} does not accept the arguments of {spec.id}: {error}"
+        ) from error
     _update_observables_once_per_step(env)
     return env
 

@@ -11,7 +11,8 @@ from dsrl.wrappers.experts.base import ReachingExpert
 class LiftExpert(ReachingExpert):
     """Above the cube, down, close, up."""
 
-    HOVER = 0.06
+    HOVER = np.array([0.0, 0.0, 0.06])
+    LIFT = np.array([0.0, 0.0, 0.2])
     CLOSE_STEPS = 5
 
     def object_position(self, env: gymnasium.Env) -> np.ndarray:
@@ -23,7 +24,7 @@ class LiftExpert(ReachingExpert):
         """The next action of the script."""
         eef = self.eef_position(env)
         if self.phase == 0:  # above
-            target = self.perceived(env) + (0.0, 0.0, self.HOVER)
+            target = self.perceived(env) + self.HOVER
             self.advance_if(np.linalg.norm((eef - target)[:2]) < 0.01 and abs(eef[2] - target[2]) < 0.03)
             return self.towards(eef, target, close=False)
         if self.phase == 1:  # down
@@ -34,4 +35,4 @@ class LiftExpert(ReachingExpert):
             self.hold = eef.copy() if self.ticks == 0 else self.hold
             self.advance_if(self.ticks >= self.CLOSE_STEPS)
             return self.towards(eef, self.hold, close=True)
-        return self.towards(eef, self.hold + (0.0, 0.0, 0.2), close=True)
+        return self.towards(eef, self.hold + self.LIFT, close=True)
