@@ -1,0 +1,116 @@
+"""Files that are whole or not there, and tables that grow."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsrl.errors import RunFailed
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write into a message.
+
+    Raises:
+        RunFailed: when the disk is full, or the file cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"the disk is full: {path} could not be written. What was written before is intact; "
+                "free some space and start again"
+            ) from error
+        raise RunFailed(
+            f"{path} could not be written: {error.strerror or error}. What was written before is intact"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, with the same suffix, that takes its place when the block ends well.
+
+    Raises:
+        RunFailed: when it cannot be written; ``path`` is then what it was before.
+    """
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by ``text``, or leave it as it was.
+
+    Raises:
+        RunFailed: when it cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add ``text`` at the end of a file; of a write that fails half-way nothing stays.
+
+    Raises:
+        RunFailed: when it cannot be written.
+    """
+    with writing(path):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except OSError:
+            if path.exists():
+                os.truncate(path, size)
+            raise
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file with a header; a column that is new is added to all earlier rows, empty.
+
+    Raises:
+        RunFailed: when it cannot be written.
+    """
+    header = _header(path)
+    columns = [*header, *(name for name in row if name not in header)]
+    if columns != header:
+        earlier = [[old[name] for name in header] + [""] * (len(columns) - len(header)) for old in read_rows(path)]
+        write_text(path, csv_text([columns, *earlier]))
+    append_text(path, csv_text([[row.get(name) for name in columns]]))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; none when there is no file. A line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(io.StringIO(whole), restval=""))
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV; None is an empty cell."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _header(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file), [])

@@ -1,0 +1,208 @@
+"""What a run leaves behind: one folder from which every number can be asked where it came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsrl.errors import DsrlError
+from dsrl.files import append_row, append_text, csv_text, read_rows, write_text, writing
+from dsrl.provenance import describe_environment
+
+EVALUATION_COLUMNS: dict[str, type] = {
+    "env_steps": int,
+    "policy": str,
+    "deterministic": bool,
+    "episodes": int,
+    "success_rate": float,
+    "success_low": float,
+    "success_high": float,
+    "mean_return": float,
+    "mean_length": float,
+    "wall_seconds": float,
+}
+"""of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval"""
+
+_REQUIRED = ("config.yaml", "environment.json", "base_policy.json", "evaluations.csv", "checkpoints")
+_OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, and how they are written: whole or not at all.
+
+    ======================  =========================================================
+    ``config.yaml``         the whole configuration
+    ``environment.json``    versions, commit, machine
+    ``base_policy.json``    path and sha256 of the policy that was steered
+    ``evaluations.csv``     one row per evaluation, the first one is the base policy
+    ``metrics.csv``         what the agent logs while it learns
+    ``checkpoints/``        agents on the way
+    ``best.zip final.zip``  the agents to keep
+    ``learning_curve.png``  success against env steps
+    ======================  =========================================================
+    """
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls, path: str | Path, config: Mapping[str, Any], base_policy: Mapping[str, Any], force: bool = False
+    ) -> RunFolder:
+        """Begin a run in a new or empty folder; ``force`` replaces an earlier run, but nothing that is not a run.
+
+        Raises:
+            DsrlError: when something is there already.
+        """
+        run = cls(Path(path).expanduser())
+        run._make_room(force)
+        with writing(run.path):
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(run.config_path, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(run.environment_path, json.dumps(describe_environment(), indent=2) + "\n")
+        write_text(run.base_policy_path, json.dumps(dict(base_policy), indent=2, default=str) + "\n")
+        write_text(run.evaluations_path, csv_text([list(EVALUATION_COLUMNS)]))
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Find an earlier run.
+
+        Raises:
+            DsrlError: when there is none, naming what is missing.
+        """
+        run = cls(Path(path).expanduser())
+        if not run.path.is_dir():
+            raise DsrlError(f"there is no run folder {run.path}; `dsrl finetune --run-dir {run.path}` makes one")
+        missing = [name for name in _REQUIRED if not (run.path / name).exists()]
+        if missing:
+            raise DsrlError(
+                f"{run.path} is not a whole run folder: it lacks {', '.join(missing)}. "
+                "Give the folder that was --run-dir of `dsrl finetune`, or run that again"
+            )
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment_path(self) -> Path:
+        """Versions, commit and machine as JSON."""
+        return self.path / "environment.json"
+
+    @property
+    def base_policy_path(self) -> Path:
+        """Which policy was steered, as JSON."""
+        return self.path / "base_policy.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """What the agent logged."""
+        return self.path / "metrics.csv"
+
+    @property
+    def evaluations_path(self) -> Path:
+        """All evaluations."""
+        return self.path / "evaluations.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the agents on the way."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The agent that scored best."""
+        return self.path / "best.zip"
+
+    @property
+    def final(self) -> Path:
+        """The agent at the end."""
+        return self.path / "final.zip"
+
+    @property
+    def learning_curve(self) -> Path:
+        """The picture."""
+        return self.path / "learning_curve.png"
+
+    def read_config(self) -> dict[str, Any]:
+        """``config.yaml`` as a plain dict."""
+        try:
+            return yaml.safe_load(self.config_path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise DsrlError(f"{self.config_path} is not valid YAML: {error}") from error
+
+    def read_base_policy(self) -> dict[str, Any]:
+        """``base_policy.json`` as a plain dict."""
+        try:
+            return json.loads(self.base_policy_path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DsrlError(f"{self.base_policy_path} is not valid JSON: {error}") from error
+
+    def append_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Add one row to ``evaluations.csv``.
+
+        Raises:
+            ValueError: when its keys are not exactly ``EVALUATION_COLUMNS``.
+            RunFailed: when it cannot be written.
+        """
+        if set(row) != set(EVALUATION_COLUMNS):
+            missing, unknown = EVALUATION_COLUMNS.keys() - row.keys(), row.keys() - EVALUATION_COLUMNS.keys()
+            raise ValueError(f"an evaluation lacks {sorted(missing)} and has unknown {sorted(unknown)}")
+        values = [None if row[name] is None else convert(row[name]) for name, convert in EVALUATION_COLUMNS.items()]
+        append_text(self.evaluations_path, csv_text([values]))
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """All rows, typed as in ``EVALUATION_COLUMNS``; an empty cell is None."""
+        return [
+            {name: _parse(row.get(name), kind) for name, kind in EVALUATION_COLUMNS.items()}
+            for row in read_rows(self.evaluations_path)
+        ]
+
+    def append_metrics(self, row: Mapping[str, float]) -> None:
+        """Add one row to ``metrics.csv``, whose columns grow with what is logged.
+
+        Raises:
+            RunFailed: when it cannot be written.
+        """
+        append_row(self.metrics_path, {name: float(value) for name, value in row.items()})
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """All rows of ``metrics.csv``, without the empty cells."""
+        return [{k: float(v) for k, v in row.items() if v} for row in read_rows(self.metrics_path)]
+
+    def _make_room(self, force: bool) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise DsrlError(f"{self.path} is a file; a run needs a folder")
+        found = sorted(entry.name for entry in self.path.iterdir())
+        if not found:
+            return
+        if not force:
+            raise DsrlError(
+                f"{self.path} is not empty (it has {found[0]}); choose another folder, or replace it with --force"
+            )
+        known = {*_REQUIRED, *_OPTIONAL}
+        if "base_policy.json" not in found and not known.issuperset(found):
+            raise DsrlError(f"{self.path} holds something that is not a run ({found[0]}); choose another folder")
+        for entry in self.path.iterdir():
+            if entry.name == "checkpoints":
+                shutil.rmtree(entry)
+            elif entry.name in known or entry.name.startswith("events.out.tfevents"):
+                entry.unlink()
+
+
+def _parse(cell: str | None, kind: type) -> Any:
+    """Read one cell back; ``bool("False")`` would be True."""
+    if not cell:
+        return None
+    return cell == "True" if kind is bool else kind(cell)
