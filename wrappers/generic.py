@@ -1,0 +1,131 @@
+"""Any registered gymnasium environment with continuous actions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as Registered
+
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError, nearest
+
+
+def resolve(spec: EnvSpec) -> EnvSpec:
+    """Fill in the environment's own time limit.
+
+    Raises:
+        DsrlError: when no such id is registered.
+    """
+    registered = _registered(spec.name)
+    return replace(
+        spec,
+        max_episode_steps=spec.max_episode_steps or registered.max_episode_steps,
+        version=spec.version or version("gymnasium"),
+    )
+
+
+class GenericEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A registered environment with its observation flattened to one float32 vector.
+
+    The time limit is the environment's own unless the spec names another. ``info["success"]`` is there when the
+    environment says ``success`` or ``is_success``.
+    """
+
+    def __init__(self, spec: EnvSpec, render_mode: str | None = None) -> None:
+        self.env_spec = resolve(spec)
+        self.render_mode = render_mode
+        self.simulator = _make(self.env_spec, render_mode)
+        self.metadata = self.simulator.metadata
+        if not isinstance(self.simulator.action_space, spaces.Box) or len(self.simulator.action_space.shape) != 1:
+            raise DsrlError(f"{spec.id} has the actions {self.simulator.action_space}; only a flat Box can be steered")
+        box = self.simulator.action_space
+        self.action_space = spaces.Box(box.low.astype(np.float32), box.high.astype(np.float32), dtype=np.float32)
+        self._keys, self.obs_shapes = _layout(self.env_spec, self.simulator.observation_space)
+        size = sum(int(np.prod(shape)) for shape in self.obs_shapes.values())
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The environment's own reset."""
+        super().reset(seed=seed)
+        obs, info = self.simulator.reset(seed=seed, options=options)
+        return self._flat(obs), _with_success(info)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The environment's own step."""
+        action = np.asarray(action).astype(self.simulator.action_space.dtype)
+        obs, reward, terminated, truncated, info = self.simulator.step(action)
+        return self._flat(obs), float(reward), bool(terminated), bool(truncated), _with_success(info)
+
+    def render(self) -> Any:
+        """The environment's own frame."""
+        return self.simulator.render()
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.simulator.close()
+
+    def _flat(self, obs: Any) -> np.ndarray:
+        if not self._keys:
+            return np.asarray(obs, dtype=np.float32).ravel()
+        return np.concatenate([np.asarray(obs[key], dtype=np.float32).ravel() for key in self._keys])
+
+
+def _registered(env_id: str) -> Registered:
+    from dsrl.wrappers import toy
+
+    toy.register()
+    try:
+        return gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise DsrlError(f"no environment '{env_id}' is registered.{nearest(env_id, _all_names())} ({error})") from error
+
+
+def _all_names() -> list[str]:
+    from dsrl.wrappers import metaworld, robosuite
+
+    names = [*gymnasium.registry, *(f"robosuite/{task}" for task in robosuite.TASKS)]
+    return [*names, *(f"metaworld/{task}" for task in metaworld.tasks())]
+
+
+def _make(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
+    kwargs = dict(spec.kwargs)
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    try:
+        # the checker would look at every step for the mistakes of authors, not of users
+        return gymnasium.make(spec.name, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise DsrlError(f"{spec.id} cannot be built: {error}") from error
+
+
+def _layout(spec: EnvSpec, space: spaces.Space) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
+    """The keys to read and the shape of each; no keys for an observation that is an array."""
+    if isinstance(space, spaces.Box):
+        if len(space.shape) > 1:
+            raise DsrlError(f"{spec.id} observes images {space.shape}; only low-dimensional observations can be read")
+        return (), {"state": (int(np.prod(space.shape)),)}
+    if not isinstance(space, spaces.Dict):
+        raise DsrlError(f"{spec.id} observes {space}; a Box or a Dict of Boxes can be read")
+    low_dim = {key: box.shape for key, box in space.items() if isinstance(box, spaces.Box) and len(box.shape) <= 1}
+    keys = spec.obs_keys or tuple(sorted(low_dim))
+    for key in keys:
+        if key not in low_dim:
+            known = sorted(low_dim)
+            raise DsrlError(f"{spec.id} has no observation '{key}'.{nearest(key, known)} It has {', '.join(known)}")
+    if not keys:
+        raise DsrlError(f"{spec.id} has no low-dimensional observation among {sorted(space.keys())}")
+    return keys, {key: low_dim[key] or (1,) for key in keys}
+
+
+def _with_success(info: dict[str, Any]) -> dict[str, Any]:
+    for key in ("success", "is_success"):
+        if key in info:
+            return {**info, "success": bool(info[key])}
+    return info
