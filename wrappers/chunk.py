@@ -28,7 +28,9 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, n_action_steps=n_action_steps, gamma=gamma)
         gym.Wrapper.__init__(self, env)
         if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
-            raise ValueError(f"action chunks need a one-dimensional Box of actions, this environment has {env.action_space}")
+            raise ValueError(
+                f"action chunks need a one-dimensional Box of actions, this environment has {env.action_space}"
+            )
         if n_action_steps < 1:
             raise ValueError(f"a chunk has at least one action, not {n_action_steps}")
         self.n_action_steps = n_action_steps
@@ -44,7 +46,9 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Play ``(n_action_steps, action_dim)`` until the chunk or the episode ends; actions are clipped to the limits."""
-        chunk = np.clip(np.asarray(action, dtype=self.action_space.dtype), self.action_space.low, self.action_space.high)
+        chunk = np.clip(
+            np.asarray(action, dtype=self.action_space.dtype), self.action_space.low, self.action_space.high
+        )
         total, discount, success = 0.0, 1.0, None
         for length, single in enumerate(chunk, start=1):  # noqa: B007 - the length is reported
             obs, reward, terminated, truncated, info = self.env.step(single)

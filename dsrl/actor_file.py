@@ -1,0 +1,87 @@
+"""The actor inside an agent of stable-baselines3, in memory or in its zip, read without running anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsrl.errors import DsrlError
+from dsrl.policy import FrozenPolicy
+from dsrl.steered import NoiseActor
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where an algorithm keeps its actor in ``policy.state_dict()``."""
+
+    trunk: str
+    mean: str
+    log_std: str
+    activation: str
+    squash: bool
+
+
+_LAYOUTS = {
+    "sac": _Layout("actor.latent_pi.", "actor.mu.", "actor.log_std", "silu", squash=True),
+    "ppo": _Layout("mlp_extractor.policy_net.", "action_net.", "log_std", "tanh", squash=False),
+}
+
+
+def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> NoiseActor:
+    """Copy the actor out of a policy's state dict.
+
+    Args:
+        state: ``model.policy.state_dict()``.
+        facts: ``model.steering``: the algorithm and the bound of the noise.
+    """
+    layout = _LAYOUTS[facts["algo"]]
+    picked = {"trunk." + key.removeprefix(layout.trunk): state[key] for key in state if key.startswith(layout.trunk)}
+    picked |= {"mean." + key.removeprefix(layout.mean): state[key] for key in state if key.startswith(layout.mean)}
+    picked |= {key.removeprefix("actor."): state[key] for key in state if key.startswith(layout.log_std)}
+    weights = [value for key, value in picked.items() if key.startswith("trunk.") and key.endswith("weight")]
+    actor = NoiseActor(
+        {
+            "sizes": [weights[0].shape[1], *(weight.shape[0] for weight in weights)],
+            "action_dim": picked["mean.weight"].shape[0],
+            "activation": layout.activation,
+            "state_dependent_std": "log_std" not in picked,
+            "squash": layout.squash,
+            "bound": float(facts["bound"]),
+        }
+    )
+    actor.load_state_dict(picked)
+    return actor.to(weights[0].device)
+
+
+def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
+    """Read the actor of a saved agent, which must have been trained on this base policy.
+
+    Nothing in the file is unpickled: the facts are JSON, the weights are loaded with ``weights_only=True``.
+
+    Raises:
+        DsrlError: when the file is missing or damaged, or the agent steers another base policy.
+    """
+    if not path.exists():
+        raise DsrlError(f"there is no agent at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read("data"))["steering"]
+            weights = archive.read("policy.pth")
+        state = torch.load(io.BytesIO(weights), map_location=policy.device, weights_only=True)
+        actor = actor_from_state(state, facts)
+    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, EOFError) as damage:
+        raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {damage}") from damage
+    if facts["base_policy_sha256"] != policy.spec.sha256:
+        raise DsrlError(
+            f"{path} steers the base policy {facts['base_policy_sha256'][:12]}, this one is {policy.spec.sha256[:12]}; "
+            "an agent's noise means nothing to another policy"
+        )
+    return actor

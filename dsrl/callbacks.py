@@ -1,0 +1,160 @@
+"""What happens beside learning: counting env steps, the progress bar, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from dsrl.actor_file import actor_from_state
+from dsrl.errors import RunFailed
+from dsrl.evaluate import Evaluation, evaluate
+from dsrl.noise import NoiseSpace
+from dsrl.policy import FrozenPolicy
+from dsrl.run import RunFolder
+from dsrl.steered import SteeredPolicy
+
+
+class StopWatch:
+    """Training wall time: it stands still while something else, such as an evaluation, is going on."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._banked = 0.0
+        self._running = True
+
+    @property
+    def seconds(self) -> float:
+        """Time on the watch."""
+        return self._banked + (time.perf_counter() - self._since if self._running else 0.0)
+
+    def __enter__(self) -> StopWatch:
+        self._banked, self._running = self.seconds, False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._since, self._running = time.perf_counter(), True
+
+
+class EnvSteps(BaseCallback):
+    """Counts env steps (one timestep of the agent is a whole chunk) and ends the run when the budget is spent.
+
+    Shows them in a progress bar with the success rate of the last training episodes, env steps per second and the
+    time left.
+    """
+
+    def __init__(self, budget: int, watch: StopWatch, console: Console):
+        super().__init__()
+        self.env_steps = 0
+        self.budget = budget
+        self.watch = watch
+        self._recent: deque[float] = deque(maxlen=50)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps"),
+            TextColumn("success {task.fields[success]}"),
+            TextColumn("{task.fields[rate]:.0f} env steps/s"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("steering", total=budget, success="-", rate=0.0)
+
+    def _on_training_start(self) -> None:
+        self._progress.start()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            self.env_steps += info["chunk_length"]
+            if "is_success" in info:
+                self._recent.append(float(info["is_success"]))
+        success = f"{sum(self._recent) / len(self._recent):.0%}" if self._recent else "-"
+        rate = self.env_steps / max(self.watch.seconds, 1e-6)
+        self._progress.update(self._task, completed=min(self.env_steps, self.budget), success=success, rate=rate)
+        self.logger.record("time/env_steps", self.env_steps)
+        self.logger.record("time/env_steps_per_second", rate)
+        return self.env_steps < self.budget
+
+    def _on_training_end(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the terminal as it was, also after an interruption."""
+        self._progress.stop()
+
+
+class SteeringEvaluation(BaseCallback):
+    """Scores the steered policy on the same episodes every ``interval`` env steps, keeps the best and the latest agent.
+
+    A new best must have the higher success rate, or the same one in less time.
+    """
+
+    def __init__(
+        self,
+        steps: EnvSteps,
+        folder: RunFolder,
+        policy: FrozenPolicy,
+        noise_space: NoiseSpace,
+        envs: VecEnv,
+        *,
+        interval: int,
+        episodes: int,
+        seed: int,
+        watch: StopWatch,
+    ):
+        super().__init__()
+        self.steps, self.folder, self.policy, self.noise_space, self.envs = steps, folder, policy, noise_space, envs
+        self.interval, self.episodes, self.seed, self.watch = interval, episodes, seed, watch
+        self.results: list[Evaluation] = []
+        self.due = interval
+        self._best = (-1.0, 0.0)
+
+    def steered(self) -> SteeredPolicy:
+        """The steered policy as it is now."""
+        return SteeredPolicy(
+            self.policy, actor_from_state(self.model.policy.state_dict(), self.model.steering), self.noise_space
+        )
+
+    def record_base(self) -> Evaluation:
+        """The first row of ``evaluations.csv``: the base policy at env step 0."""
+        result = evaluate(self.policy, self.envs, episodes=self.episodes, seed=self.seed)
+        self.folder.append_evaluation(result.row(0, 0.0))
+        return result
+
+    def _on_step(self) -> bool:
+        if self.steps.env_steps >= self.due:
+            self.due += self.interval
+            with self.watch:
+                self.score()
+        return True
+
+    def score(self) -> Evaluation:
+        """Evaluate now and save what is better."""
+        check_finite(self.model, self.folder)
+        result = evaluate(
+            self.steered(), self.envs, episodes=self.episodes, seed=self.seed, name="steered", noise_scale=0.0
+        )
+        self.results.append(result)
+        self.folder.append_evaluation(result.row(self.steps.env_steps, self.watch.seconds))
+        self.logger.record("eval/success_rate", result.success_rate)
+        self.logger.record("eval/mean_return", float(result.returns.mean()))
+        self.logger.record("eval/mean_length", float(result.lengths.mean()))
+        self.model.save(self.folder.checkpoints / "latest.zip")
+        rank = (result.success_rate, -float(result.lengths.mean()))
+        if rank > self._best:
+            self._best = rank
+            self.model.save(self.folder.best)
+        return result
+
+
+def check_finite(model: Any, folder: RunFolder) -> None:
+    """Stop a run whose networks have gone to NaN, naming the last good agent."""
+    if not all(torch.isfinite(parameter).all() for parameter in model.policy.parameters()):
+        kept = folder.best if folder.best.exists() else "none was saved yet"
+        raise RunFailed(f"the agent's weights are no longer finite; the last good agent is kept: {kept}")

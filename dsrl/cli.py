@@ -1,0 +1,154 @@
+"""The ``dsrl`` command. Nothing heavy is imported before a command is known."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from dsrl import __version__
+from dsrl.errors import DsrlError, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: its settings, and the function that does it, both named so that they are imported late."""
+
+    help: str
+    config: str
+    run: str
+    positional: tuple[str, ...] = ()
+
+
+COMMANDS: Mapping[str, Command] = {
+    "finetune": Command(
+        "steer a frozen policy by reinforcement learning on its noise", "config:FinetuneConfig", "commands:finetune"
+    ),
+    "evaluate": Command(
+        "score a run or a checkpoint on seeded episodes", "config:EvaluateConfig", "commands:evaluate", ("target",)
+    ),
+    "probe": Command(
+        "steerability check: what the choice of noise changes", "config:ProbeConfig", "commands:probe", ("checkpoint",)
+    ),
+    "export": Command("base policy and agent in one file", "config:ExportConfig", "commands:export", ("run", "out")),
+    "inspect": Command("print what is in a checkpoint", "config:InspectConfig", "commands:inspect", ("checkpoint",)),
+    "collect": Command("record demonstrations of a scripted expert", "collect:CollectConfig", "collect:collect"),
+    "pretrain": Command(
+        "train a diffusion or flow policy by behaviour cloning", "pretrain:PretrainConfig", "pretrain:pretrain"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dsrl``; returns the exit code: 0, 1 for a run that failed, 2 for bad input, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        return _dispatch(args)
+    except DsrlError as error:
+        if debug:
+            raise
+        print(f"dsrl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dsrl: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"dsrl: {type(error).__name__}: {error} (run again with --debug for the traceback)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if args[0] == "--version":
+        print(f"dsrl {__version__}")
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        raise DsrlError(f"there is no command '{name}'.{nearest(name, list(COMMANDS))} See: dsrl --help")
+    command = COMMANDS[name]
+    config = _parse(name, _named(command.config), command, rest)
+    result = _named(command.run)(config)
+    return result if isinstance(result, int) else 0
+
+
+def _parse(name: str, kind: type, command: Command, args: list[str]) -> Any:
+    """Defaults, then ``--config FILE`` where there is one, then flags."""
+    import tyro
+
+    default: dict[str, Any] = {}
+    if name == "finetune" and "--config" in args:
+        at = args.index("--config")
+        if at + 1 >= len(args):
+            raise DsrlError("--config needs a file, for example the config.yaml of a run folder")
+        default = {"default": _read_config(Path(args[at + 1]))}
+        args = args[:at] + args[at + 2 :]
+    target: Any = kind
+    if command.positional:
+        target = _with_positionals(kind, command.positional)
+    return tyro.cli(target, prog=f"dsrl {name}", description=kind.__doc__, args=args, **default)
+
+
+def _with_positionals(kind: type, names: tuple[str, ...]) -> type:
+    """Let ``dsrl inspect ckpt.pt`` do without flag names."""
+    import tyro
+
+    for name in names:
+        kind.__annotations__[name] = tyro.conf.Positional[Path]
+    return kind
+
+
+def _read_config(path: Path) -> Any:
+    import yaml
+
+    from dsrl.config import finetune_config
+
+    if not path.is_file():
+        raise DsrlError(f"there is no config file {path}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise DsrlError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise DsrlError(f"{path} holds {type(values).__name__}, expected settings such as 'algo: sac'")
+    return finetune_config(values)
+
+
+def _named(where: str) -> Callable[..., Any]:
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(f"dsrl.{module}"), attribute)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "dsrl: fine-tune a frozen diffusion or flow policy through its noise",
+            "",
+            "usage: dsrl COMMAND [flags]      dsrl COMMAND --help      dsrl --version",
+            "",
+            *lines,
+            "",
+            "every command takes --debug, which shows the traceback of an error",
+        ]
+    )
+
+
+def _as_interrupt(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was learned is saved."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The verbs of the command line that look at policies: each resolves its files, calls one function, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dsrl import finetune as _finetune
+from dsrl.actor_file import read_actor
+from dsrl.compare import compare, print_probe
+from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
+from dsrl.device import auto_device
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError
+from dsrl.evaluate import evaluation_envs
+from dsrl.policy import FrozenPolicy
+from dsrl.pretrained import describe, load_policy, save_policy
+from dsrl.probe import probe as run_probe
+from dsrl.run import RunFolder
+from dsrl.steered import SteeredPolicy
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """``dsrl finetune``"""
+    return 130 if _finetune.finetune(config).interrupted else 0
+
+
+def probe(config: ProbeConfig) -> None:
+    """``dsrl probe``"""
+    policy = load_policy(config.checkpoint, device=str(auto_device(config.device)))
+    with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
+        check = run_probe(
+            policy, envs, states=config.states, repeats=config.repeats, bound=config.bound, seed=config.seed
+        )
+    print_probe(check, Console())
+
+
+def inspect(config: InspectConfig) -> None:
+    """``dsrl inspect``"""
+    table = Table(show_header=False, title=str(config.checkpoint))
+    for name, value in describe(config.checkpoint):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def export(config: ExportConfig) -> None:
+    """``dsrl export``"""
+    if config.out.exists() and not config.overwrite:
+        raise DsrlError(f"{config.out} exists; choose another name or pass --overwrite")
+    policy, env = load_run(config.run, config.agent, "cpu")
+    save_policy(policy, config.out)
+    Console().print(f"wrote {config.out}: {policy.spec.describe()}, made for {env.id if env else 'no environment'}")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """``dsrl evaluate``"""
+    console, device = Console(), str(auto_device(config.device))
+    base: FrozenPolicy
+    steered: SteeredPolicy | None = None
+    env: EnvSpec | str | None = config.env
+    if config.target.is_dir():
+        steered, known = load_run(config.target, config.agent, device)
+        base, env = steered.base, env or known
+    else:
+        base = load_policy(config.target, device=device)
+        if isinstance(base, SteeredPolicy):
+            base, steered = base.base, base
+    with evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward) as envs:
+        comparison = compare(base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats)
+    comparison.print(console)
+    console.print(comparison.verdict())
+    if config.json is not None:
+        comparison.save(config.json)
+    if config.video is not None:
+        from dsrl.video import film
+
+        for name, policy in {"base": base, "steered": steered}.items():
+            if policy is not None:
+                film(policy, config, env, config.video, name)
+        console.print(f"videos: {config.video}")
+
+
+def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpec | None]:
+    """The steered policy of a run folder, and the environment that it was trained in.
+
+    Raises:
+        DsrlError: when the folder is not a run, the base policy has moved or changed, or nothing was learned yet.
+    """
+    folder = RunFolder.open(path)
+    facts = folder.read_base_policy()
+    base = load_policy(facts["path"], device=device)
+    if base.spec.sha256 != facts["sha256"]:
+        raise DsrlError(
+            f"{facts['path']} is no longer the base policy of this run: its weights hash to {base.spec.sha256[:12]}, "
+            f"the run steered {facts['sha256'][:12]}"
+        )
+    actor = read_actor(folder.best if agent == "best" else folder.final, base)
+    return SteeredPolicy(base, actor), EnvSpec.from_robomimic(facts["env"])

@@ -1,0 +1,240 @@
+"""What a fine-tuning run is told: frozen dataclasses behind the command line, presets and ``config.yaml`` alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dsrl.errors import DsrlError, nearest
+
+Reward = Literal["auto", "success", "step-cost", "dense"]
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic on the noise (arXiv 2506.15799, DSRL-SAC)."""
+
+    learning_rate: float = 3e-4
+    """of actor, critics and temperature"""
+    updates_per_env_step: float = 1.25
+    """gradient steps per env step; 1.25 is five per chunk of four"""
+    batch_size: int = 128
+    """transitions per gradient step"""
+    n_critics: int = 2
+    """Q-networks; the target takes their minimum"""
+    tau: float = 0.005
+    """Polyak factor of the target critics"""
+    ent_coef: str = "0.001"
+    """temperature: a number, 'auto', or 'auto_0.1' to start the automatic one at 0.1"""
+    target_entropy: str = "auto"
+    """for the automatic temperature: a number, in nats of u = noise / bound, or 'auto' (minus the dimension)"""
+    buffer_size: int = 1_000_000
+    """decisions that are kept"""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation on the noise."""
+
+    learning_rate: float = 3e-4
+    """of actor and value network"""
+    rollout_env_steps: int = 4096
+    """env steps between updates, over all environments"""
+    batch_size: int = 128
+    """decisions per gradient step"""
+    n_epochs: int = 10
+    """passes over each roll-out"""
+    gae_lambda: float = 0.95
+    """of the generalised advantage estimate, per decision"""
+    clip_range: float = 0.2
+    """of the probability ratio"""
+    ent_coef: float = 0.0
+    """entropy bonus"""
+    target_kl: float | None = 0.03
+    """stops the epochs of an update early: a noise of 28 dimensions moves fast"""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Steer a frozen policy: an agent learns which noise it should start from."""
+
+    base_policy: Path | None = None
+    """checkpoint of the policy to steer; it is never changed. Left out: the small one that ships with dsrl"""
+    env: str | None = None
+    """robosuite/Lift, metaworld/push-v3, or any gymnasium id; left out: the one the checkpoint was made for"""
+    algo: Literal["sac", "ppo"] = "sac"
+    """which stable-baselines3 agent"""
+    run_dir: Path | None = None
+    """where everything is written; left out: runs/<env>/<algo>/<time>_seed<seed>"""
+    total_env_steps: int = 20_000
+    """budget of training in env steps, warm-up included, evaluation not"""
+    warmup_env_steps: int = 3_000
+    """first env steps, played by the base policy itself"""
+    n_envs: int = 4
+    """training environments side by side"""
+    bound: float | None = None
+    """noise stays within this many standard deviations; left out: 1.5 for SAC, 3 for PPO, which starts as N(0, I)"""
+    gamma: float = 0.99
+    """discount per env step"""
+    reward: Reward = "auto"
+    """success: +1 and the end at success; step-cost: -1 until success; dense: the simulator's own.
+    auto: success for manipulation, dense elsewhere"""
+    hidden_dims: tuple[int, ...] = (128, 128)
+    """of actor and critics"""
+    seed: int = 0
+    """of networks, environments and noise"""
+    eval_interval: int = 2_500
+    """env steps between evaluations"""
+    eval_episodes: int = 50
+    """episodes per evaluation, the same ones every time"""
+    final_episodes: int = 100
+    """episodes of the last comparison, on starts that were used for nothing else"""
+    final_repeats: int = 8
+    """noise seeds of the base policy per final episode, for best-of-N in hindsight"""
+    probe_episodes: int = 16
+    """initial states of the steerability check before training; 0 leaves it out"""
+    n_eval_envs: int = 4
+    """evaluation environments side by side"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto"""
+    overwrite: bool = False
+    """write into a run folder that already exists"""
+    sac: SACConfig = field(default_factory=SACConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "n_eval_envs")
+        if self.bound is not None and not self.bound > 0:
+            raise DsrlError(f"--bound is {self.bound}; it must be positive (1.5 is a good start, 3 covers N(0, I))")
+        if not 0 < self.gamma <= 1:
+            raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
+        if not 0 <= self.warmup_env_steps < self.total_env_steps:
+            raise DsrlError(
+                f"--warmup-env-steps is {self.warmup_env_steps} of --total-env-steps {self.total_env_steps}; "
+                "nothing would be left to steer"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a run (base and steered policy on the same episodes) or a checkpoint."""
+
+    target: Path
+    """run folder or checkpoint"""
+    env: str | None = None
+    """left out: the one of the run or the checkpoint"""
+    episodes: int = 100
+    """initial states, the seeds seed, seed + 1, ..."""
+    seed: int = 10_000_000
+    """of the first initial state and of the noise; left alone, no run has trained or chosen its best agent on it"""
+    repeats: int = 1
+    """noise seeds of the base policy per initial state, for best-of-N in hindsight"""
+    reward: Reward = "auto"
+    """reward convention; step-cost plays on after success, so that success held at the end means something"""
+    n_envs: int = 4
+    """environments side by side"""
+    agent: Literal["best", "final"] = "best"
+    """which agent of the run"""
+    json: Path | None = None
+    """write the numbers here"""
+    video: Path | None = None
+    """write a few episodes of each policy into this folder (needs the [video] extra)"""
+    video_episodes: int = 3
+    """episodes per policy that are filmed"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "episodes", "repeats", "n_envs", "video_episodes")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Steerability check: what the choice of noise changes, before any training."""
+
+    checkpoint: Path
+    """policy to look at"""
+    env: str | None = None
+    """left out: the one of the checkpoint"""
+    states: int = 25
+    """initial states"""
+    repeats: int = 8
+    """noise seeds per state"""
+    bound: float = 1.5
+    """half-width of the box that the agent would get"""
+    seed: int = 0
+    """of the first initial state"""
+    reward: Reward = "auto"
+    """reward convention"""
+    n_envs: int = 4
+    """environments side by side"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "states", "repeats", "n_envs")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write base policy and agent into one file that acts without stable-baselines3."""
+
+    run: Path
+    """run folder"""
+    out: Path
+    """checkpoint to write"""
+    agent: Literal["best", "final"] = "best"
+    """which agent of the run"""
+    overwrite: bool = False
+    """replace an existing file"""
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Print what is in a checkpoint."""
+
+    checkpoint: Path
+    """file to look into"""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values, ready for YAML."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def finetune_config(values: Mapping[str, Any]) -> FinetuneConfig:
+    """The inverse of :func:`to_dict`; unknown keys are errors that name the nearest known one."""
+    return _build(FinetuneConfig, values, "")
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise DsrlError(f"unknown setting '{prefix}{key}'.{nearest(key, list(fields))}")
+        if isinstance(value, Mapping):
+            value = _build({"sac": SACConfig, "ppo": PPOConfig}[key], value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif key in ("base_policy", "run_dir") and value is not None:
+            value = Path(value)
+        kwargs[key] = value
+    return kind(**kwargs)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise DsrlError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")

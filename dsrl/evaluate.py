@@ -1,0 +1,207 @@
+"""Score frozen policies on given initial states: every one exactly once, the same ones for each policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError, RunFailed
+from dsrl.noise import episode_generators
+from dsrl.policy import FrozenPolicy
+from dsrl.statistics import wilson
+
+Watcher = Callable[[Tensor, Tensor, Tensor], None]
+"""Called with ``(cond, noise, chunk)`` of every decision."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What happened in ``N`` episodes, in the order of their seeds."""
+
+    policy: str
+    """``base`` or ``steered``, or the name of a control"""
+    deterministic: bool
+    success: np.ndarray
+    """``(N,)`` bool: success at any env step"""
+    held: np.ndarray
+    """``(N,)`` bool: success at the last env step"""
+    returns: np.ndarray
+    """``(N,)`` undiscounted"""
+    lengths: np.ndarray
+    """``(N,)`` in env steps"""
+    seed: int
+    wall_seconds: float
+
+    @property
+    def success_rate(self) -> float:
+        """Share of episodes that succeeded."""
+        return float(self.success.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the success rate."""
+        return wilson(int(self.success.sum()), self.success.size)
+
+    def row(self, env_steps: int, wall_seconds: float) -> dict[str, Any]:
+        """A line of ``evaluations.csv``; ``wall_seconds`` is the training time so far, evaluations left out."""
+        low, high = self.interval
+        return {
+            "env_steps": env_steps,
+            "policy": self.policy,
+            "deterministic": self.deterministic,
+            "episodes": self.success.size,
+            "success_rate": round(self.success_rate, 4),
+            "success_low": round(low, 4),
+            "success_high": round(high, 4),
+            "mean_return": round(float(self.returns.mean()), 4),
+            "mean_length": round(float(self.lengths.mean()), 2),
+            "wall_seconds": round(wall_seconds, 2),
+        }
+
+    def describe(self) -> str:
+        """``87 % [79, 92] of 100 episodes``."""
+        low, high = self.interval
+        return f"{self.success_rate:.0%} [{100 * low:.0f}, {100 * high:.0f}] of {self.success.size} episodes"
+
+
+def evaluate(
+    policy: FrozenPolicy,
+    envs: VecEnv,
+    *,
+    episodes: int,
+    seed: int,
+    name: str = "base",
+    noise_scale: float = 1.0,
+    clip: float | None = None,
+    repeats: int = 1,
+    watch: Watcher | None = None,
+) -> Evaluation:
+    """Play ``episodes`` initial states, the seeds ``seed, seed + 1, ...``, each ``repeats`` times with other noise.
+
+    Args:
+        policy: anything that acts. Its noise is ``noise_scale * N(0, I)``, drawn per episode, so that an episode does
+            not depend on the others; zeros make a steered policy deterministic.
+        envs: from ``make_vec_env`` with ``gamma=1``; what was played in them before does not matter.
+        episodes: number of initial states.
+        seed: of the first initial state and of the noise.
+        name: goes into the result.
+        noise_scale: 1 is the policy itself.
+        clip: clip the noise to a box of this half-width.
+        repeats: noise seeds per initial state; results are ordered ``(state, repeat)``.
+        watch: sees every decision.
+
+    Raises:
+        RunFailed: when the environment returns observations that are not finite.
+    """
+    start = time.perf_counter()
+    total = episodes * repeats
+    noises = episode_generators(seed, range(total))
+    slots = [list(range(index, total, envs.num_envs)) for index in range(envs.num_envs)]
+    success, held = np.zeros(total, bool), np.zeros(total, bool)
+    returns, lengths = np.zeros(total), np.zeros(total, int)
+    with _seeded(envs, [[seed + episode // repeats for episode in slot] for slot in slots]):
+        obs, left = envs.reset(), total
+        while left:
+            if not np.isfinite(obs).all():
+                raise RunFailed("the environment returned an observation that is not finite; the episode cannot go on")
+            cond = policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
+            noise = _draw(policy, slots, noises, noise_scale, clip)
+            chunk = policy.decode(cond, noise)
+            if watch is not None:
+                watch(cond, noise, chunk)
+            obs, rewards, dones, infos = envs.step(chunk.cpu().numpy())
+            for index, slot in enumerate(slots):
+                if not slot:
+                    continue
+                episode = slot[0]
+                returns[episode] += rewards[index]
+                lengths[episode] += infos[index]["chunk_length"]
+                if dones[index]:
+                    success[episode] = infos[index].get("is_success", False)
+                    held[episode] = infos[index].get("success_held", False)
+                    slot.pop(0)
+                    left -= 1
+    return Evaluation(
+        policy=name,
+        deterministic=noise_scale == 0,
+        success=success,
+        held=held,
+        returns=returns,
+        lengths=lengths,
+        seed=seed,
+        wall_seconds=time.perf_counter() - start,
+    )
+
+
+def evaluate_in_env(
+    policy: FrozenPolicy,
+    *,
+    episodes: int,
+    seed: int,
+    n_envs: int = 4,
+    env: EnvSpec | str | None = None,
+    reward: str = "auto",
+    **kwargs: Any,
+) -> Evaluation:
+    """:func:`evaluate` in environments made for the occasion: ``env``, or the one that the policy was made for."""
+    with evaluation_envs(policy, env=env, n_envs=min(n_envs, episodes), reward=reward) as envs:
+        return evaluate(policy, envs, episodes=episodes, seed=seed, **kwargs)
+
+
+@contextmanager
+def evaluation_envs(
+    policy: FrozenPolicy, *, env: EnvSpec | str | None = None, n_envs: int = 4, reward: str = "auto"
+) -> Iterator[VecEnv]:
+    """Chunked environments that are closed afterwards.
+
+    Raises:
+        DsrlError: when neither the caller nor the policy names an environment, or it does not fit the policy.
+    """
+    from dsrl.wrappers import make_vec_env
+
+    spec = env or policy.spec.env
+    if spec is None:
+        raise DsrlError("this policy does not say which environment it was made for; name one with --env")
+    envs = make_vec_env(spec, policy.spec, n_envs, reward=reward)
+    try:
+        yield envs
+    finally:
+        envs.close()
+
+
+@contextmanager
+def _seeded(envs: VecEnv, seeds: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Queue seeds in every environment, and take what is left of them out again."""
+    for index, queue in enumerate(seeds):
+        envs.env_method("set_seeds", queue, indices=[index])
+    try:
+        yield
+    finally:
+        envs.env_method("set_seeds", None)
+
+
+def _draw(
+    policy: FrozenPolicy,
+    slots: Sequence[Sequence[int]],
+    generators: Sequence[torch.Generator],
+    scale: float,
+    clip: float | None,
+) -> Tensor:
+    """Noise for every environment, each from the generator of its own episode."""
+    noise = torch.zeros(len(slots), *policy.spec.noise_shape)
+    if scale:
+        for index, slot in enumerate(slots):
+            if slot:
+                noise[index] = torch.randn(policy.spec.noise_shape, generator=generators[slot[0]]) * scale
+    if clip is not None:
+        noise = noise.clamp(-clip, clip)
+    return noise.to(policy.device)

@@ -1,0 +1,192 @@
+"""Steer a frozen policy: the whole run on one page."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+
+from dsrl.actor_file import read_actor
+from dsrl.agents import BUILDERS, steering_facts
+from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, check_finite
+from dsrl.compare import Comparison, compare, print_probe
+from dsrl.config import FinetuneConfig, to_dict
+from dsrl.device import auto_device
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError, RunFailed
+from dsrl.evaluate import evaluation_envs
+from dsrl.noise import NoiseSpace
+from dsrl.plots import learning_curve
+from dsrl.policy import FrozenPolicy
+from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy
+from dsrl.probe import probe
+from dsrl.run import RunFolder
+from dsrl.sb3_logging import MetricsWriter
+from dsrl.steered import SteeredPolicy
+from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec
+
+# seeds of initial states: training, curve, probe and final comparison never share one
+_TRAIN, _CURVE, _PROBE, _FINAL = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+_BOUNDS = {"sac": 1.5, "ppo": 3.0}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run came to."""
+
+    run_dir: Path
+    comparison: Comparison
+    interrupted: bool
+
+
+def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
+    """Run ``dsrl finetune``.
+
+    Everything is checked before anything is written. Ctrl-C ends training, not the run: what was learned is saved and
+    compared with the base policy on a few episodes.
+
+    Raises:
+        DsrlError: for a checkpoint, an environment or a run folder that does not do.
+    """
+    console = console or Console()
+    path = config.base_policy or DEFAULT_CHECKPOINT
+    policy = load_policy(path, device=str(auto_device(config.device)))
+    env = resolve_env_spec(_env_of(config, policy))
+    noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or _BOUNDS[config.algo])
+    with ExitStack() as stack:
+        eval_envs = stack.enter_context(
+            evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
+        )
+        train_envs = make_vec_env(
+            env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma, seed=_TRAIN + 1000 * config.seed
+        )
+        stack.callback(train_envs.close)
+        steered_envs = _steered(train_envs, policy, noise_space)
+        folder = RunFolder.create(
+            config.run_dir or _default_dir(config, env),
+            config=to_dict(config),
+            base_policy={"path": str(path), "sha256": policy.spec.sha256, "env": env.to_robomimic()},
+            force=config.overwrite,
+        )
+        console.print(f"base policy {path} on {env.id}, run folder {folder.path}")
+        if config.probe_episodes:
+            check = probe(
+                policy, eval_envs, states=config.probe_episodes, bound=noise_space.bound, seed=_PROBE + config.seed
+            )
+            print_probe(check, console)
+        run = _Run(config, policy, noise_space, steered_envs, eval_envs, folder, console)
+        interrupted = run.learn()
+        return FinetuneResult(folder.path, run.conclude(interrupted), interrupted)
+
+
+class _Run:
+    """The moving parts of one run, once everything is known to fit."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        policy: FrozenPolicy,
+        noise_space: NoiseSpace,
+        envs: SteeredVecEnv,
+        eval_envs: VecEnv,
+        folder: RunFolder,
+        console: Console,
+    ):
+        self.config, self.policy, self.noise_space, self.folder = config, policy, noise_space, folder
+        self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
+        self.model = BUILDERS[config.algo](
+            config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
+        )
+        self.model.steering = steering_facts(config.algo, noise_space.bound, policy)  # type: ignore[attr-defined]
+        outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
+        self.model.set_logger(Logger(str(folder.path), outputs))
+        self.steps = EnvSteps(config.total_env_steps, self.watch, console)
+        self.evaluation = SteeringEvaluation(
+            self.steps,
+            folder,
+            policy,
+            noise_space,
+            eval_envs,
+            interval=config.eval_interval,
+            episodes=config.eval_episodes,
+            seed=_CURVE + config.seed,
+            watch=self.watch,
+        )
+
+    def learn(self) -> bool:
+        """Train until the budget is spent; returns whether it was interrupted."""
+        with self.watch:
+            base = self.evaluation.record_base()
+        self.console.print(f"base policy: {base.describe()}")
+        interrupted = False
+        try:
+            # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
+            self.model.learn(self.config.total_env_steps, callback=[self.steps, self.evaluation], log_interval=10)
+        except KeyboardInterrupt:
+            interrupted = True
+            self.console.print("interrupted: saving what was learned")
+        except Exception as error:
+            # a simulator that died or a disk that is full must not cost what was learned
+            self.model.save(self.folder.final)
+            raise RunFailed(f"training stopped: {error}. What was learned so far is in {self.folder.path}") from error
+        finally:
+            self.steps.stop()
+        check_finite(self.model, self.folder)
+        self.model.save(self.folder.final)
+        return interrupted
+
+    def conclude(self, interrupted: bool) -> Comparison:
+        """Compare the best agent with the base policy and the controls on fresh initial states."""
+        if not interrupted and (not self.evaluation.results or self.steps.env_steps < self.evaluation.due - 1):
+            with self.watch:
+                self.evaluation.init_callback(self.model)
+                self.evaluation.score()
+        learning_curve(self.folder.read_evaluations(), self.folder.learning_curve, title=self._title())
+        best = self.folder.best if self.folder.best.exists() else self.folder.final
+        steered = SteeredPolicy(self.policy, read_actor(best, self.policy), self.noise_space)
+        episodes = 10 if interrupted else self.config.final_episodes
+        comparison = compare(
+            self.policy,
+            steered,
+            self.eval_envs,
+            episodes=episodes,
+            seed=_FINAL + self.config.seed,
+            repeats=1 if interrupted else self.config.final_repeats,
+        )
+        comparison.save(self.folder.path / "comparison.json")
+        comparison.print(self.console)
+        self.console.print(
+            f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
+        )
+        self.console.print(f"picture: {self.folder.learning_curve}")
+        return comparison
+
+    def _title(self) -> str:
+        return f"{self.folder.path.name}: {self.config.algo} on the noise"
+
+
+def _steered(envs: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace) -> SteeredVecEnv:
+    try:
+        return SteeredVecEnv(envs, policy, noise_space)
+    except ValueError as misfit:
+        raise DsrlError(f"this policy does not fit this environment: {misfit}") from misfit
+
+
+def _env_of(config: FinetuneConfig, policy: FrozenPolicy) -> EnvSpec | str:
+    """``--env`` if it is given, with the checkpoint's arguments where both name the same environment."""
+    known = policy.spec.env
+    if config.env and (known is None or config.env != known.id):
+        return config.env
+    if known is None:
+        raise DsrlError("this checkpoint does not say which environment it was made for; name one with --env")
+    return known
+
+
+def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / env.id.replace("/", "-") / config.algo / f"{stamp}_seed{config.seed}"

@@ -1,0 +1,115 @@
+"""A steered policy: a frozen base and the small actor that chooses its noise. It is a FrozenPolicy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dsrl.noise import NoiseSpace
+from dsrl.policy import FrozenPolicy, Obs, PolicySpec
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class NoiseActor(nn.Module):
+    """A Gaussian over the agent's action, written as a deterministic map of ``(cond, eps)``, ``eps ~ N(0, I)``.
+
+    ``eps = 0`` is the deterministic actor. No stable-baselines3 is needed to run it.
+
+    Args:
+        config: ``{"sizes": [cond_dim, hidden, ...], "action_dim": A, "activation": "silu", "state_dependent_std": bool,
+            "squash": bool, "bound": float}``.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.config = dict(config)
+        sizes, activation = config["sizes"], _ACTIVATIONS[config["activation"]]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(sizes):
+            layers += [nn.Linear(width_in, width_out), activation()]
+        self.trunk = nn.Sequential(*layers)
+        self.mean = nn.Linear(sizes[-1], config["action_dim"])
+        if config["state_dependent_std"]:
+            self.log_std: nn.Linear | nn.Parameter = nn.Linear(sizes[-1], config["action_dim"])
+        else:
+            self.log_std = nn.Parameter(torch.zeros(config["action_dim"]))
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, cond: Tensor, eps: Tensor) -> Tensor:
+        """``(B, cond_dim), (B, A)`` -> the agent's action ``(B, A)``, inside the box."""
+        features = self.trunk(cond)
+        log_std = self.log_std(features) if isinstance(self.log_std, nn.Linear) else self.log_std
+        # the clamp is the one of the soft actor-critic actor; it never binds for a state-independent scale
+        raw = self.mean(features) + log_std.clamp(-20, 2).exp() * eps
+        bound = self.config["bound"]
+        return bound * torch.tanh(raw) if self.config["squash"] else raw.clamp(-bound, bound)
+
+
+class SteeredPolicy(nn.Module):
+    """``decode(cond, eps) = base.decode(cond, noise_space.to_noise(actor(cond, eps)))``.
+
+    Being a :class:`~dsrl.policy.FrozenPolicy`, it can be evaluated, saved, and steered in turn; its noise ``eps`` is
+    the agent's own randomness, and zeros make it deterministic.
+    """
+
+    kind = "steered"
+
+    def __init__(self, base: FrozenPolicy, actor: NoiseActor, noise_space: NoiseSpace | None = None):
+        super().__init__()
+        self.base = base
+        self.actor = actor
+        self.noise_space = noise_space or NoiseSpace(base.spec.noise_shape, actor.config["bound"])
+        self.spec: PolicySpec = replace(base.spec, noise_shape=(self.noise_space.size,), sha256="")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base policy is."""
+        return self.base.device
+
+    @property
+    def cond_dim(self) -> int:
+        """That of the base policy: the actor sees what the base sees."""
+        return self.base.cond_dim
+
+    def encode(self, obs: Obs) -> Tensor:
+        """The base policy's encoding."""
+        return self.base.encode(obs)
+
+    @torch.no_grad()
+    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """``(B, cond_dim), (B, A)`` -> the executed chunk ``(B, Ta, Da)``."""
+        return self.base.decode(cond, self.noise_space.to_noise(self.actor(cond, noise)))
+
+    def sample(self, obs: Obs, noise: Tensor) -> Tensor:
+        """``decode(encode(obs), noise)``."""
+        return self.decode(self.encode(obs), noise)
+
+    def predict(
+        self, obs: np.ndarray, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> np.ndarray:
+        """Act in the world: ``(To, Do)`` or ``(B, To, Do)`` in environment units -> ``(Ta, Da)`` or ``(B, Ta, Da)``."""
+        batch = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        single = batch.ndim == 2
+        batch = batch[None] if single else batch
+        shape = (len(batch), self.noise_space.size)
+        eps = torch.zeros(shape) if deterministic else torch.randn(shape, generator=generator)
+        chunk = self.sample(batch, eps.to(self.device)).cpu().numpy()
+        return chunk[0] if single else chunk
+
+    def config_dict(self) -> dict[str, Any]:
+        """What rebuilds this policy beside its weights."""
+        base: Any = self.base
+        return {
+            "actor": self.actor.config,
+            "bound": self.noise_space.bound,
+            "base": {"kind": base.kind, "config": base.config_dict()},
+            "base_sha256": self.base.spec.sha256,
+        }
