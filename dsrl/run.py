@@ -30,7 +30,7 @@ EVALUATION_COLUMNS: dict[str, type] = {
 """of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval"""
 
 _REQUIRED = ("config.yaml", "environment.json", "base_policy.json", "evaluations.csv", "checkpoints")
-_OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png")
+_OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png", "comparison.json", "tb")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class RunFolder:
     ``checkpoints/``        agents on the way
     ``best.zip final.zip``  the agents to keep
     ``learning_curve.png``  success against env steps
+    ``comparison.json``     the last comparison, on fresh episodes
+    ``tb/``                 the metrics for tensorboard
     ======================  =========================================================
     """
 
@@ -189,15 +191,15 @@ class RunFolder:
             return
         if not force:
             raise DsrlError(
-                f"{self.path} is not empty (it has {found[0]}); choose another folder, or replace it with --force"
+                f"{self.path} is not empty (it has {found[0]}); choose another folder, or replace it with --overwrite"
             )
         known = {*_REQUIRED, *_OPTIONAL}
         if "base_policy.json" not in found and not known.issuperset(found):
             raise DsrlError(f"{self.path} holds something that is not a run ({found[0]}); choose another folder")
         for entry in self.path.iterdir():
-            if entry.name == "checkpoints":
+            if entry.name in known and entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name in known or entry.name.startswith("events.out.tfevents"):
+            elif entry.name in known:
                 entry.unlink()
 
 
