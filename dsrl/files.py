@@ -63,13 +63,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add ``text`` at the end of a file; of a write that fails half-way nothing stays.
+    """Add ``text`` at the end of a file of whole lines; of a write that fails half-way nothing stays.
 
     Raises:
         RunFailed: when it cannot be written.
     """
     with writing(path):
-        size = path.stat().st_size if path.exists() else 0
+        size = _whole_lines(path)
+        if path.exists():
+            os.truncate(path, size)  # a line that a crash cut off would swallow this one
         try:
             with path.open("a", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -114,3 +116,21 @@ def _header(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return next(csv.reader(file), [])
+
+
+def _whole_lines(path: Path) -> int:
+    """Length in bytes up to the last line feed."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        end = file.tell()
+        # backwards in blocks: a table of metrics may be long
+        while end:
+            start = max(0, end - 4096)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
