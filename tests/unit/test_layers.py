@@ -12,7 +12,7 @@ _LEVELS = {
           statistics""",
     1: "sampler diffusion guidance values",
     2: "steered noise_aliased agents",
-    3: "evaluate probe collect pretrain finetune export callbacks actor_file report compare",
+    3: "evaluate probe collect pretrain finetune export callbacks actor_file compare video",
     4: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
@@ -47,7 +47,9 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             source = absolute(node, module, is_package)
             # `from dsrl.wrappers import steered` imports a module, `from dsrl.noise import NoiseSpace` a name
-            names |= {full if (full := f"{source}.{alias.name}") in MODULES else source for alias in node.names}
+            # (`from dsrl import __version__` imports nothing else)
+            words = [alias.name for alias in node.names if not alias.name.startswith("__")]
+            names |= {full if (full := f"{source}.{word}") in MODULES else source for word in words}
         elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
             names |= {
                 arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
