@@ -15,6 +15,7 @@ class CanExpert(ReachingExpert):
     LIFT = np.array([0.0, 0.0, 0.12])
     CARRY_HEIGHT = 0.15
     """above the height of the grasp: clears the wall between the bins"""
+    DESCENT_STEPS = 12
     CLOSE_STEPS = 6
 
     def object_position(self, env: gymnasium.Env) -> np.ndarray:
@@ -31,7 +32,8 @@ class CanExpert(ReachingExpert):
             return self.towards(eef, target, close=False)
         if self.phase == 1:  # down
             target = self.perceived(env)
-            self.advance_if(eef[2] - target[2] < 0.01)
+            # at the far end of the bin the arm sags and stops a little higher
+            self.advance_if(eef[2] - target[2] < 0.01 or self.ticks >= self.DESCENT_STEPS)
             return self.towards(eef, target, close=False)
         if self.phase == 2:  # close
             self.hold = eef.copy() if self.ticks == 0 else self.hold
