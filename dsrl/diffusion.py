@@ -1,0 +1,253 @@
+"""Diffusion and flow policies over action chunks: how they are trained, and how noise becomes actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from einops import rearrange
+from torch import Tensor, nn
+
+from dsrl.errors import DsrlError, nearest
+from dsrl.networks import build_denoiser
+from dsrl.normalize import Normalizer
+from dsrl.policy import Obs, PolicySpec, concat_obs
+from dsrl.sampler import Sampler, ddim_steps, flow_steps
+
+Config = TypeVar("Config")
+Policy = TypeVar("Policy", bound="_ChunkPolicy")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """A diffusion policy beside its weights. The sampler belongs to it: other steps make another policy."""
+
+    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
+    """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    obs_clip: float | None = 5.0
+    """bound of the normalised observation, in standard deviations"""
+    train_steps: int = 20
+    """noise levels; few are enough for low-dimensional actions"""
+    beta_schedule: str = "squaredcos_cap_v2"
+    """diffusers' name of the noise schedule"""
+    prediction_type: str = "epsilon"
+    """what the network predicts: epsilon, sample or v_prediction"""
+    sampling_steps: int = 8
+    """network evaluations per chunk"""
+    timestep_spacing: str = "trailing"
+    """trailing starts at the last level, the only one whose marginal is N(0, I) (arXiv 2305.08891)"""
+    steps_offset: int = 0
+    """added to the levels of leading spacing"""
+    set_alpha_to_one: bool = True
+    """the last step ends without noise"""
+    clip_sample: bool = True
+    """keep the estimate of the clean chunk inside the box"""
+    clip_sample_range: float = 1.0
+    """half-width of that box, in normalised actions"""
+    use_clipped_model_output: bool = True
+    """recompute the noise from the clipped estimate"""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """A rectified-flow policy beside its weights; diffusers' convention, sigma = 1 is noise."""
+
+    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
+    """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    obs_clip: float | None = 5.0
+    """bound of the normalised observation, in standard deviations"""
+    train_steps: int = 1000
+    """the network is told ``sigma * train_steps``"""
+    shift: float = 1.0
+    """moves the sampling steps towards noise when above 1"""
+    sampling_steps: int = 8
+    """Euler steps per chunk"""
+    clip_sample: bool = True
+    """keep the chunk inside the box"""
+    clip_sample_range: float = 1.0
+    """half-width of that box, in normalised actions"""
+
+
+class _ChunkPolicy(nn.Module):
+    """What diffusion and flow share: units, shapes, and the executed slice of the prediction."""
+
+    kind: str
+
+    def __init__(self, spec: PolicySpec, config: DiffusionConfig | FlowConfig, sampler: Sampler):
+        super().__init__()
+        self.spec = spec
+        self.sampler = sampler
+        sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
+        self.denoiser = build_denoiser({**config.network, **sizes})
+        self.config: Any = replace(config, network=self.denoiser.config)
+        self.obs_normalizer = Normalizer(spec.obs_dim, clip=config.obs_clip)
+        self.action_normalizer = Normalizer(spec.action_dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.action_normalizer.offset.device
+
+    @property
+    def cond_dim(self) -> int:
+        """Length of the normalised, flattened observation history."""
+        return self.spec.n_obs_steps * self.spec.obs_dim
+
+    @torch.no_grad()
+    def encode(self, obs: Obs) -> Tensor:
+        """``(B, To, Do)`` or a dict, environment units -> ``(B, To * Do)``, normalised and clipped.
+
+        Raises:
+            ValueError: when a key is missing, a shape differs or a value is not finite.
+        """
+        obs = concat_obs(obs, self.spec).to(self.action_normalizer.offset)
+        if not torch.isfinite(obs).all():
+            raise ValueError(self._name_bad_value(obs))
+        return rearrange(self.obs_normalizer.normalize(obs), "b t d -> b (t d)")
+
+    @torch.no_grad()
+    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """``(B, cond_dim), (B, Tp, Da)`` -> the executed chunk ``(B, Ta, Da)`` in environment units.
+
+        Raises:
+            ValueError: when a shape differs.
+        """
+        spec = self.spec
+        if noise.ndim != 3 or noise.shape[1:] != spec.noise_shape:
+            expected = f"(B, {spec.horizon}, {spec.action_dim})"
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, but this policy denoises {expected}; use NoiseSpace.to_noise"
+            )
+        if cond.shape != (len(noise), self.cond_dim):
+            raise ValueError(
+                f"cond has shape {tuple(cond.shape)}, expected {(len(noise), self.cond_dim)}; it comes from encode(obs)"
+            )
+        chunk = self.sampler(self.denoiser, cond, noise.to(cond))
+        executed = slice(spec.action_start, spec.action_start + spec.n_action_steps)
+        return self.action_normalizer.unnormalize(chunk[:, executed])
+
+    def sample(self, obs: Obs, noise: Tensor) -> Tensor:
+        """``decode(encode(obs), noise)``."""
+        return self.decode(self.encode(obs), noise)
+
+    def fit_normalizers(self, obs: Tensor, chunks: Tensor) -> None:
+        """Observations to unit variance, actions to [-1, 1], from ``(N, To, Do)`` and ``(N, Tp, Da)``."""
+        self.obs_normalizer.fit_standard(obs)
+        self.action_normalizer.fit_min_max(chunks)
+
+    def freeze(self: Policy) -> Policy:
+        """Evaluation mode, no gradients."""
+        return self.eval().requires_grad_(False)
+
+    def config_dict(self) -> dict[str, Any]:
+        """The config as JSON-able values."""
+        return asdict(self.config)
+
+    def _name_bad_value(self, obs: Tensor) -> str:
+        row, step, index = (~torch.isfinite(obs)).nonzero()[0].tolist()
+        value, within = float(obs[row, step, index]), index
+        for key, shape in self.spec.obs_shapes.items():
+            size = int(torch.Size(shape).numel())
+            if within < size:
+                return f"observation '{key}'[{within}] is {value} (row {row}, step {step}); it must be finite"
+            within -= size
+        raise AssertionError("the observation is longer than its spec")
+
+
+class DiffusionPolicy(_ChunkPolicy):
+    """Denoising diffusion over action chunks (arXiv 2303.04137), sampled by DDIM with eta 0.
+
+    Args:
+        spec: shapes; ``noise_shape`` is ``(Tp, Da)``.
+        config: network, noise schedule and sampler.
+    """
+
+    kind = "diffusion"
+
+    def __init__(self, spec: PolicySpec, config: DiffusionConfig):
+        schedule = {
+            "num_train_timesteps": config.train_steps,
+            "beta_schedule": config.beta_schedule,
+            "prediction_type": config.prediction_type,
+            "clip_sample": config.clip_sample,
+            "clip_sample_range": config.clip_sample_range,
+        }
+        scheduler = DDIMScheduler(
+            **schedule,
+            set_alpha_to_one=config.set_alpha_to_one,
+            steps_offset=config.steps_offset,
+            timestep_spacing=config.timestep_spacing,
+        )
+        steps = ddim_steps(scheduler, config.sampling_steps, config.use_clipped_model_output)
+        super().__init__(spec, config, Sampler(steps))
+        self.train_scheduler: Any = DDPMScheduler(**schedule)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> DiffusionPolicy:
+        """Without weights, from what :meth:`config_dict` gave."""
+        return cls(spec, read_config(DiffusionConfig, config))
+
+    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mean squared error of the prediction at random noise levels.
+
+        Args:
+            obs: ``(B, To, Do)`` in environment units.
+            chunk: ``(B, Tp, Da)`` in environment units.
+            generator: on the policy's device.
+        """
+        cond, x0 = self.encode(obs), self.action_normalizer.normalize(chunk)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        t = torch.randint(self.config.train_steps, (len(x0),), generator=generator, device=x0.device)
+        noisy = self.train_scheduler.add_noise(x0, noise, t)
+        target = {
+            "epsilon": lambda: noise,
+            "sample": lambda: x0,
+            "v_prediction": lambda: self.train_scheduler.get_velocity(x0, noise, t),
+        }[self.config.prediction_type]()
+        return nn.functional.mse_loss(self.denoiser(noisy, t, cond), target)
+
+
+class FlowPolicy(_ChunkPolicy):
+    """Rectified flow over action chunks (arXiv 2209.03003), sampled by Euler steps from sigma 1 to 0.
+
+    Args:
+        spec: shapes; ``noise_shape`` is ``(Tp, Da)``.
+        config: network and sampler.
+    """
+
+    kind = "flow"
+
+    def __init__(self, spec: PolicySpec, config: FlowConfig):
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift)
+        final_clip = config.clip_sample_range if config.clip_sample else None
+        super().__init__(spec, config, Sampler(flow_steps(scheduler, config.sampling_steps), final_clip))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> FlowPolicy:
+        """Without weights, from what :meth:`config_dict` gave."""
+        return cls(spec, read_config(FlowConfig, config))
+
+    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
+        cond, x0 = self.encode(obs), self.action_normalizer.normalize(chunk)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
+        # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
+        velocity = self.denoiser(torch.lerp(x0, noise, sigma), sigma.flatten() * self.config.train_steps, cond)
+        return nn.functional.mse_loss(velocity, noise - x0)
+
+
+def read_config(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config dataclass from a mapping.
+
+    Raises:
+        DsrlError: for an unknown key, naming the nearest known one.
+    """
+    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise DsrlError(f"{cls.__name__} has no field '{key}'.{nearest(key, known)}")
+    return cls(**values)

@@ -1,0 +1,283 @@
+"""Our own checkpoint: one file with the weights and everything that says what they mean.
+
+::
+
+    {"format": "dsrl", "version": 1, "kind": "diffusion", "config": {...}, "spec": {...},
+     "env": robomimic's env_args or None, "weights": state_dict, "provenance": {...}}
+
+Only tensors and plain values; it is read with ``torch.load(weights_only=True)``, so no file can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsrl.device import auto_device
+from dsrl.diffusion import DiffusionPolicy, FlowPolicy
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError, nearest
+from dsrl.policy import FrozenPolicy, PolicySpec
+
+FORMAT, VERSION = "dsrl", 1
+_FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
+
+Weights = Mapping[str, Tensor]
+Builder = Callable[[Mapping[str, Any], PolicySpec, Weights], nn.Module]
+
+
+def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
+    """Write ``policy`` to ``path`` (``ckpt.pt`` in it, when that is a folder); the file appears whole or not at all.
+
+    Returns:
+        the file.
+    """
+    module: Any = policy
+    spec = policy.spec
+    checkpoint = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": module.kind,
+        "config": _plain(module.config_dict()),
+        "spec": _spec_to_dict(spec),
+        "env": _plain(spec.env.to_robomimic()) if spec.env else None,
+        "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
+        "provenance": _plain(dict(spec.provenance)),
+    }
+    path = _in_folder(Path(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(checkpoint, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def load_policy(path: str | Path, *, device: str | torch.device = "auto") -> FrozenPolicy:
+    """Read a checkpoint of :func:`save_policy`: frozen, on ``device``, proven to be deterministic.
+
+    Raises:
+        DsrlError: when the file is missing, broken, foreign or contradicts itself; nothing in it is ever executed.
+    """
+    target = auto_device(device)
+    path = _in_folder(Path(path))
+    policy: Any = build_policy(_read(path), path).to(target)
+    _prove_deterministic(policy, path)
+    return policy
+
+
+def describe(path: str | Path) -> list[tuple[str, str]]:
+    """What a checkpoint is, as rows of name and value."""
+    path = _in_folder(Path(path))
+    checkpoint = _read(path)
+    policy: Any = build_policy(checkpoint, path)
+    spec, config, weights = policy.spec, checkpoint["config"], checkpoint["weights"]
+    # a steered policy carries its base policy's config
+    inner = config.get("base", {}).get("config", config)
+    network = inner.get("network", {})
+    parameters = sum(p.numel() for p in policy.parameters())
+    sizes = " ".join(f"{key}={value}" for key, value in network.items() if key.endswith(("_dims", "_size", "_groups")))
+    rows = [
+        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
+        ("format", f"{FORMAT} {checkpoint['version']}"),
+        ("kind", checkpoint["kind"]),
+        ("network", f"{network.get('type', '-')} {sizes}".strip() + f", {parameters:,} parameters"),
+        ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
+        ("sampler", _describe_sampler(inner)),
+        *((f"observation {key}", str(list(shape))) for key, shape in spec.obs_shapes.items()),
+        ("observation steps", str(spec.n_obs_steps)),
+        ("horizon", f"{spec.horizon} x {spec.action_dim}, noise {list(spec.noise_shape)}"),
+        ("executed", f"steps {spec.action_start} to {spec.action_start + spec.n_action_steps - 1}"),
+        *_describe_normalizers(weights),
+        ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
+        ("sha256", spec.sha256),
+        *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
+    ]
+    return rows
+
+
+def build_policy(checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
+    """The frozen policy that a checkpoint describes, with its weights, on the CPU."""
+    kind, weights = checkpoint["kind"], checkpoint["weights"]
+    if kind not in KINDS:
+        raise DsrlError(f"{path} holds a policy of kind '{kind}'; known are {sorted(KINDS)}. Is this dsrl too old?")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DsrlError(
+                f"{path}: the tensor '{name}' holds NaN or infinite values; the training that wrote it failed"
+            )
+    try:
+        spec = replace(_spec_from_dict(checkpoint), sha256=weights_sha256(weights))
+        policy = KINDS[kind](checkpoint["config"], spec, weights)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DsrlError(f"{path}: spec and config do not make a {kind} policy: {error}") from error
+    _load_weights(policy, weights, path)
+    return policy.eval().requires_grad_(False)
+
+
+def weights_sha256(weights: Weights) -> str:
+    """Over names, types, shapes and raw bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def _build_diffusion(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    return DiffusionPolicy.from_config(config, spec)
+
+
+def _build_flow(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    return FlowPolicy.from_config(config, spec)
+
+
+# a builder gives the module; its weights are checked and loaded afterwards, in build_policy
+KINDS: dict[str, Builder] = {
+    "diffusion": _build_diffusion,
+    "flow": _build_flow,
+}
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _in_folder(path: Path) -> Path:
+    return path / "ckpt.pt" if path.is_dir() or not path.suffix else path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|[Cc]lass|function) [`']?([\w.]+\.[\w.]+)", str(error))
+        if found is None:
+            raise DsrlError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
+        raise DsrlError(
+            f"{path} wants to run '{found[1]}' while it is read; that is refused and nothing was executed. "
+            "A dsrl checkpoint holds tensors and plain values only."
+        ) from error
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DsrlError(f"{path} is truncated or no torch file ({reason})") from error
+    return _check_header(checkpoint, path)
+
+
+def _check_header(checkpoint: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        found = sorted(map(str, checkpoint))[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise DsrlError(
+            f"{path} is a checkpoint of another program (found: {found}). This version reads its own files, "
+            "written by `dsrl pretrain` or dsrl.save_policy."
+        )
+    version = checkpoint.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise DsrlError(f"{path} has format version {version}, this dsrl reads up to {VERSION}; update dsrl-steering")
+    for name, kind in _FIELDS.items():
+        if not isinstance(checkpoint.get(name), kind):
+            raise DsrlError(f"{path} lacks '{name}' (found: {sorted(checkpoint)}); was it edited by hand?")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["weights"].values()):
+        raise DsrlError(f"{path}: 'weights' must hold tensors only")
+    return checkpoint
+
+
+def _load_weights(policy: nn.Module, weights: Weights, path: Path) -> None:
+    expected = policy.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        raise DsrlError(f"{path}: weights do not fit the config; missing: {missing[:5]}, not expected: {extra[:5]}")
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise DsrlError(
+                f"{path}: '{name}' has shape {list(weights[name].shape)}, the config says {list(tensor.shape)}"
+            )
+    policy.load_state_dict(dict(weights))
+
+
+@torch.no_grad()
+def _prove_deterministic(policy: FrozenPolicy, path: Path) -> None:
+    """Steering chooses the noise, so nothing else may be random."""
+    spec = policy.spec
+    obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)
+    noise = torch.randn(2, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    if not torch.isfinite(first).all():
+        raise DsrlError(f"{path}: the policy answers with NaN")
+    if not torch.equal(first, second):
+        raise DsrlError(
+            f"{path}: the same noise gave two different chunks; a policy must be deterministic to be steered"
+        )
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _plain(values: Any) -> Any:
+    """JSON types only: what else stood in the file, weights_only would not read."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def _spec_to_dict(spec: PolicySpec) -> dict[str, Any]:
+    return {
+        "obs_shapes": {key: list(shape) for key, shape in spec.obs_shapes.items()},
+        "action_dim": spec.action_dim,
+        "horizon": spec.horizon,
+        "n_action_steps": spec.n_action_steps,
+        "n_obs_steps": spec.n_obs_steps,
+        "action_start": spec.action_start,
+        "noise_shape": list(spec.noise_shape),
+    }
+
+
+def _spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
+    values = dict(checkpoint["spec"])
+    values["obs_shapes"] = {key: tuple(shape) for key, shape in values["obs_shapes"].items()}
+    values["noise_shape"] = tuple(values.get("noise_shape", ()))
+    env = checkpoint.get("env")
+    return PolicySpec(
+        **values,
+        env=EnvSpec.from_robomimic(env) if env else None,
+        provenance=checkpoint.get("provenance") or {},
+    )
+
+
+def _describe_sampler(config: Mapping[str, Any]) -> str:
+    if "sampling_steps" not in config:
+        return "-"
+    steps = f"{config['sampling_steps']} steps"
+    clip = f"clip {config['clip_sample_range']}" if config.get("clip_sample") else "no clip"
+    if "shift" in config:
+        return f"Euler, {steps}, shift {config['shift']}, {clip}"
+    recompute = ", noise recomputed" if config["use_clipped_model_output"] else ""
+    levels = f"{config['train_steps']} levels, {config['beta_schedule']}"
+    return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
+
+
+def _describe_normalizers(weights: Weights) -> list[tuple[str, str]]:
+    rows = []
+    for name in weights:
+        if name.endswith("normalizer.offset"):
+            offset, scale = weights[name], weights[name.removesuffix("offset") + "scale"]
+            label = "observation mean +- std" if "obs_" in name else "action middle +- half range"
+            values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
+            rows.append((label, values))
+    return rows
