@@ -182,8 +182,8 @@ def _make_simulator(spec: EnvSpec, timestep: float, render: bool) -> Any:
 def _update_observables_once_per_step(env: Any) -> None:
     """Read the sensors when an observation is asked for, not after every physics step.
 
-    At 0.002 s this is what robosuite shows. At 0.005 s rounding puts the sensors' own timers out of step, and they would
-    show the state of up to a control step ago.
+    At 0.002 s this is what robosuite shows. At 0.005 s rounding puts the sensors' own timers out of step, and they
+    would show the state of up to a control step ago.
     """
     update = env._update_observables
     env._update_observables = lambda force=False: update(force=True) if force else None

@@ -4,18 +4,21 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
-
-pytest.importorskip("robosuite")
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.wrappers.experts import make_expert
 from dsrl.wrappers.make import make_env, resolve_env_spec
 
-pytestmark = [pytest.mark.integration, pytest.mark.robosuite]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.robosuite,
+    pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the [robosuite] extra"),
+]
 
 LIFT = EnvSpec("robosuite", "Lift", options={"physics_timestep": 0.005})
 STEPS = 60
@@ -197,5 +200,5 @@ def test_unknown_tasks_name_the_nearest():
 
 def test_a_broken_action_is_a_failed_run(lift):
     lift.reset(seed=0)
-    with pytest.raises(RunFailed, match="robosuite/Lift was given the action .* at step 1"):
+    with pytest.raises(RunFailed, match=r"robosuite/Lift was given the action .* at step 1"):
         lift.step(np.full(7, np.nan))
