@@ -8,11 +8,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 _LEVELS = {
-    0: """policy noise data networks normalize config run env_spec errors device plots sb3_logging files provenance
+    0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files provenance
           statistics""",
-    1: "sampler diffusion guidance values",
-    2: "steered noise_aliased agents",
-    3: "evaluate probe collect pretrain finetune export callbacks actor_file compare video",
+    1: "diffusion guidance values steered",
+    2: "noise_aliased agents actor_file",
+    3: "evaluate probe collect pretrain finetune callbacks compare video",
     4: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
@@ -111,7 +111,7 @@ def test_the_package_itself_imports_nothing_of_its_own():
     [
         ("dsrl.noise", "dsrl.policy", True),
         ("dsrl.noise", "dsrl.guidance", False),
-        ("dsrl.guidance", "dsrl.sampler", False),
+        ("dsrl.guidance", "dsrl.diffusion", False),
         ("dsrl.agents", "dsrl.noise_aliased", False),
         ("dsrl.agents", "dsrl.diffusion", True),
         ("dsrl.agents", "dsrl.wrappers.steered", False),
