@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
+from dsrl.files import replacing
 
 if TYPE_CHECKING:
     import h5py
@@ -104,22 +104,17 @@ def write_hdf5(path: Path, data: Trajectories) -> None:
     if not data.episodes:
         raise DsrlError(f"nothing to write to {path}: the data set has no episodes")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            group = file.create_group("data")
-            group.attrs["total"] = data.n_steps
-            # robomimic reads env_args unconditionally; {} keeps a file without a known environment readable
-            group.attrs["env_args"] = json.dumps(data.env.to_robomimic() if data.env else {})
-            group.attrs["obs_keys"] = json.dumps(list(data.obs_shapes))
-            for i, episode in enumerate(data.episodes):
-                _write_demo(group.create_group(f"demo_{i}"), episode, list(data.obs_shapes))
-            valid = set(data.valid or _draw_valid(len(data), 0.1, seed=0))
-            for name, members in (("train", set(range(len(data))) - valid), ("valid", valid)):
-                file.create_dataset(f"mask/{name}", data=np.array([f"demo_{i}" for i in sorted(members)], dtype="S"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        group = file.create_group("data")
+        group.attrs["total"] = data.n_steps
+        # robomimic reads env_args unconditionally; {} keeps a file without a known environment readable
+        group.attrs["env_args"] = json.dumps(data.env.to_robomimic() if data.env else {})
+        group.attrs["obs_keys"] = json.dumps(list(data.obs_shapes))
+        for i, episode in enumerate(data.episodes):
+            _write_demo(group.create_group(f"demo_{i}"), episode, list(data.obs_shapes))
+        valid = set(data.valid or _draw_valid(len(data), 0.1, seed=0))
+        for name, members in (("train", set(range(len(data))) - valid), ("valid", valid)):
+            file.create_dataset(f"mask/{name}", data=np.array([f"demo_{i}" for i in sorted(members)], dtype="S"))
 
 
 def read_hdf5(path: Path) -> Trajectories:

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -183,7 +185,7 @@ class DiffusionPolicy(_ChunkPolicy):
         )
         steps = ddim_steps(scheduler, config.sampling_steps, config.use_clipped_model_output)
         super().__init__(spec, config, Sampler(steps))
-        self.train_scheduler: Any = DDPMScheduler(**schedule)
+        self.train_scheduler = DDPMScheduler(**schedule)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> DiffusionPolicy:

@@ -235,13 +235,15 @@ class ConditionalUnet1D(nn.Module):
         time = self.diffusion_step_encoder(t.reshape(-1)).expand(len(x), -1)
         cond = torch.cat([time, cond], dim=-1)
         y = rearrange(x, "b t d -> b d t")
+        down_levels: Any = self.down_modules
+        up_levels: Any = self.up_modules
         skips = []
-        for first, second, shorten in self.down_modules:  # type: ignore[misc]
+        for first, second, shorten in down_levels:
             y = second(first(y, cond), cond)
             skips.append(y)
             y = shorten(y)
         for middle in self.mid_modules:
             y = middle(y, cond)
-        for first, second, lengthen in self.up_modules:  # type: ignore[misc]
+        for first, second, lengthen in up_levels:
             y = lengthen(second(first(torch.cat([y, skips.pop()], dim=1), cond), cond))
         return rearrange(self.final_conv(y), "b d t -> b t d")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from dsrl.networks import MLPDenoiser
@@ -41,7 +42,7 @@ def ddim_steps(scheduler: DDIMScheduler, n_steps: int, use_clipped_model_output:
         n_steps: number of network evaluations.
         use_clipped_model_output: recompute epsilon from the clipped ``x0``, as DPPO does.
     """
-    config = scheduler.config
+    config: Any = scheduler.config
     if config.thresholding:
         raise ValueError("dynamic thresholding couples the dimensions of a chunk; it is not supported, use clip_sample")
     if not 1 <= n_steps <= config.num_train_timesteps:

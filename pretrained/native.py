@@ -11,8 +11,8 @@ Only tensors and plain values; it is read with ``torch.load(weights_only=True)``
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ from dsrl.device import auto_device
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
+from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
 
 FORMAT, VERSION = "dsrl", 1
@@ -56,12 +57,11 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
     }
     path = _in_folder(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save(checkpoint, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # through memory, so that a full disk is an ordinary OSError
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
     return path
 
 

@@ -1,0 +1,289 @@
+"""Behaviour cloning: a data set in, a frozen policy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dsrl.errors import DsrlError, RunFailed
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsrl.data import Trajectories
+    from dsrl.policy import PolicySpec
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a diffusion or flow policy on demonstrations; the defaults are small enough for one CPU core."""
+
+    dataset: Path
+    """robomimic HDF5 file, as `dsrl collect` writes it"""
+    out: Path
+    """checkpoint to write; a name without suffix is a folder that gets a ckpt.pt"""
+    kind: Literal["diffusion", "flow"] = "diffusion"
+    """how noise becomes actions"""
+    network: Literal["mlp", "unet"] = "mlp"
+    """residual MLP, or the 1-D U-Net for long horizons"""
+    hidden_dims: tuple[int, ...] | None = None
+    """widths; left out: two residual blocks of 256 (an input layer and two layers per block), U-Net levels 64 128"""
+    n_obs_steps: int = 1
+    """observations the policy looks at"""
+    horizon: int = 4
+    """predicted steps, which is the length of the noise"""
+    n_action_steps: int = 4
+    """executed steps of the horizon"""
+    action_start: int | None = None
+    """first executed step; left out: the one of the last observation"""
+    train_steps: int = 20
+    """noise levels of a diffusion policy; a flow has none"""
+    sampling_steps: int = 8
+    """network evaluations per chunk"""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """what the network of a diffusion policy predicts"""
+    steps: int = 5_000
+    """gradient steps"""
+    batch_size: int = 256
+    """windows per gradient step"""
+    lr: float = 1e-3
+    """of AdamW at the start; a cosine takes it to zero"""
+    weight_decay: float = 1e-4
+    """of AdamW"""
+    ema_decay: float = 0.995
+    """of the averaged weights, which are what is saved"""
+    valid_share: float = 0.1
+    """share of the episodes held out for the validation loss, when the file does not choose them"""
+    eval_episodes: int = 50
+    """episodes played at the end; 0 plays none"""
+    eval_seed: int = 10_000_000
+    """first of their seeds, away from those of the demonstrations"""
+    seed: int = 0
+    """of the initial weights and the batches"""
+    device: str = "auto"
+    """auto, cpu or cuda:0"""
+    overwrite: bool = False
+    """replace an existing checkpoint"""
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train, save the averaged weights, play some episodes.
+
+    Ctrl-C leaves what was learned so far in ``<out>.partial``.
+
+    Returns:
+        the checkpoint.
+
+    Raises:
+        DsrlError: when data or settings do not fit.
+        RunFailed: when the loss is no longer finite.
+    """
+    from rich.console import Console
+
+    from dsrl.data import read_hdf5
+    from dsrl.device import auto_device
+    from dsrl.pretrained import save_policy
+
+    console = Console()
+    out = config.out if config.out.suffix else config.out / "ckpt.pt"
+    if out.exists() and not config.overwrite:
+        raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    _check(config)
+    data = read_hdf5(config.dataset)
+    device = auto_device(config.device)
+    policy = _new_policy(config, data).to(device)
+    train, valid = (_tensors(part, policy.spec, device) for part in data.split(config.valid_share, config.seed))
+    policy.fit_normalizers(*train)
+    successes = sum(episode.success for episode in data.episodes)
+    console.print(
+        f"{len(data)} episodes ({successes} successes), {len(train[0])} windows for training, {len(valid[0])} held out"
+    )
+    console.print(f"{config.kind} policy, {sum(p.numel() for p in policy.parameters()):,} parameters, on {device}")
+    trainer = _Trainer(policy, config)
+    try:
+        trainer.run(train, valid)
+    except KeyboardInterrupt:
+        partial = save_policy(_described(trainer, config, data), out.with_name(f"{out.name}.partial"))
+        console.print(f"interrupted after {trainer.step} steps; what was learned so far is in {partial}")
+        raise
+    frozen = _described(trainer, config, data)
+    save_policy(frozen, out)
+    console.print(f"wrote {out}")
+    success = _rollout(frozen, config, console.print)
+    if success is not None:
+        save_policy(_described(trainer, config, data, success=success), out)
+    return out
+
+
+class _Trainer:
+    """The optimisation; ``ema`` holds the averaged policy at any time."""
+
+    def __init__(self, policy: Any, config: PretrainConfig):
+        import copy
+
+        import torch
+
+        self.policy, self.config = policy, config
+        self.ema = copy.deepcopy(policy).freeze()
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.steps)
+        self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
+        self.step = 0
+        self.train_loss = self.valid_loss = float("nan")
+
+    def run(self, train: tuple[torch.Tensor, torch.Tensor], valid: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """``config.steps`` gradient steps on ``(obs, chunks)``."""
+        report_every = max(1, min(100, self.config.steps // 10))
+        self.policy.train()
+        with _progress() as progress:
+            task = progress.add_task("training", total=self.config.steps, loss="", valid="", speed="")
+            while self.step < self.config.steps:
+                loss = self.update(*train)
+                if self.step % report_every and self.step < self.config.steps:
+                    continue
+                # reading the loss waits for the device, so it is done now and then only
+                self.train_loss = float(loss)
+                if self.train_loss != self.train_loss or self.train_loss == float("inf"):
+                    raise RunFailed(f"the loss is {self.train_loss} at step {self.step}; try a smaller --lr")
+                if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
+                    self.valid_loss = self.validate(*valid)
+                speed = progress.tasks[task].speed or 0.0
+                shown = {"loss": f"{self.train_loss:.4f}", "valid": f"{self.valid_loss:.4f}", "speed": f"{speed:.0f}"}
+                progress.update(task, completed=self.step, **shown)
+
+    def update(self, obs: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
+        """One gradient step on a random batch."""
+        import torch
+
+        rows = torch.randint(
+            len(obs), (self.config.batch_size,), generator=self.generator, device=self.generator.device
+        )
+        loss = self.policy.loss(obs[rows], chunks[rows], self.generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        # the average of few steps must not remember the random initial weights
+        decay = min(self.config.ema_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            for average, weight in zip(self.ema.parameters(), self.policy.parameters(), strict=True):
+                average.lerp_(weight, 1 - decay)
+        return loss.detach()
+
+    def validate(self, obs: torch.Tensor, chunks: torch.Tensor, limit: int = 4096) -> float:
+        """Loss of the averaged weights, with the same noise every time."""
+        import torch
+
+        if len(obs) == 0:
+            return float("nan")
+        generator = torch.Generator(device=self.policy.device).manual_seed(0)
+        with torch.no_grad():
+            return float(self.ema.loss(obs[:limit], chunks[:limit], generator))
+
+
+def _check(config: PretrainConfig) -> None:
+    for name in ("n_obs_steps", "horizon", "n_action_steps", "train_steps", "sampling_steps", "steps", "batch_size"):
+        if getattr(config, name) < 1:
+            raise DsrlError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if not 0 <= config.valid_share < 1:
+        raise DsrlError(f"valid_share is {config.valid_share}; it must be at least 0 and below 1")
+    if config.lr <= 0:
+        raise DsrlError(f"lr is {config.lr}; it must be positive")
+
+
+def _new_policy(config: PretrainConfig, data: Trajectories) -> Any:
+    import torch
+
+    from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPolicy
+    from dsrl.policy import PolicySpec
+
+    network: dict[str, Any] = {"type": config.network}
+    if config.hidden_dims is not None:
+        network["hidden_dims" if config.network == "mlp" else "down_dims"] = config.hidden_dims
+    try:
+        spec = PolicySpec(
+            obs_shapes=dict(data.obs_shapes),
+            action_dim=data.episodes[0].actions.shape[1],
+            horizon=config.horizon,
+            n_action_steps=config.n_action_steps,
+            n_obs_steps=config.n_obs_steps,
+            action_start=config.n_obs_steps - 1 if config.action_start is None else config.action_start,
+            env=data.env,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if config.kind == "flow":
+                return FlowPolicy(spec, FlowConfig(network, sampling_steps=config.sampling_steps))
+            diffusion = DiffusionConfig(
+                network,
+                train_steps=config.train_steps,
+                sampling_steps=config.sampling_steps,
+                prediction_type=config.prediction_type,
+            )
+            return DiffusionPolicy(spec, diffusion)
+    except ValueError as error:
+        raise DsrlError(str(error)) from error
+
+
+def _tensors(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    from dsrl.data import bc_windows
+
+    obs, chunks = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
+    return torch.from_numpy(obs).to(device), torch.from_numpy(chunks).to(device)
+
+
+def _described(trainer: _Trainer, config: PretrainConfig, data: Trajectories, **more: Any) -> Any:
+    """The averaged policy, knowing where it came from."""
+    import hashlib
+
+    from dsrl import __version__
+
+    policy = trainer.ema
+    provenance = {
+        "made by": f"dsrl {__version__} pretrain",
+        "data": f"{config.dataset.name}, {len(data)} episodes, {sum(e.success for e in data.episodes)} successes",
+        "data sha256": hashlib.sha256(config.dataset.read_bytes()).hexdigest(),
+        "steps": trainer.step,
+        "train loss": round(trainer.train_loss, 5),
+        "valid loss": round(trainer.valid_loss, 5),
+        **more,
+        "config": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
+    }
+    policy.spec = replace(policy.spec, provenance=provenance)
+    return policy
+
+
+def _rollout(policy: Any, config: PretrainConfig, say: Callable[[str], None]) -> str | None:
+    """Success of the new policy in the environment that the data came from, in words."""
+    if config.eval_episodes <= 0:
+        return None
+    if policy.spec.env is None:
+        say("not played: the data set does not name its environment")
+        return None
+    try:
+        from dsrl.evaluate import evaluate_in_env
+
+        result = evaluate_in_env(policy, episodes=config.eval_episodes, seed=config.eval_seed, n_envs=4)
+    except (DsrlError, ImportError) as error:
+        # the checkpoint is written; a simulator that is not installed here does not make it worse
+        say(f"not played: {error}")
+        return None
+    say(f"success {result.describe()}")
+    return result.describe()
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  valid {task.fields[valid]}  {task.fields[speed]} steps/s"),
+        TimeRemainingColumn(),
+    )
