@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dsrl.pretrained.native import describe, load_policy, save_policy
 
-__all__ = ["describe", "load_policy", "save_policy"]
+DEFAULT_CHECKPOINT = Path(__file__).with_name("checkpoints") / "lift.pt"
+"""the small imperfect policy for robosuite's Lift that ships with the package"""
+
+__all__ = ["DEFAULT_CHECKPOINT", "describe", "load_policy", "save_policy"]
