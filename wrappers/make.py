@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 
 import gymnasium
@@ -53,6 +55,8 @@ def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | No
     if spec.family == "robosuite" and reward == "dense":
         # without shaping robosuite's own reward is sparse too
         spec = replace(spec, kwargs={"reward_shaping": True, **spec.kwargs})
+    if render_mode is not None:
+        _choose_renderer()
     return RewardConvention(_adapter(spec, render_mode), reward)
 
 
@@ -60,6 +64,12 @@ def action_bounds(env: gymnasium.Env) -> spaces.Box:
     """The box that actions live in."""
     assert isinstance(env.action_space, spaces.Box)
     return env.action_space
+
+
+def _choose_renderer() -> None:
+    """Without a display MuJoCo's default, a window, cannot be opened; a choice of the user's is kept."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def _adapter(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:

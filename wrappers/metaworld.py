@@ -93,8 +93,11 @@ class MetaWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self.raw_obs.astype(np.float32), float(reward), False, False, {**info, "success": bool(info["success"])}
 
     def render(self) -> Any:
-        """An RGB frame of the ``corner2`` camera."""
-        return self.simulator.render()
+        """An upright RGB frame of the ``corner2`` camera (``options["camera"]`` names another)."""
+        frame = self.simulator.render()
+        if frame is None or not self.simulator.camera_name.startswith("corner"):
+            return frame
+        return np.ascontiguousarray(frame[::-1, ::-1])  # these cameras are mounted upside down
 
     def close(self) -> None:
         """Free the simulator."""

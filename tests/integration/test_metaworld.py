@@ -81,3 +81,16 @@ def test_the_expert_solves_what_the_displaced_one_does_not(env):
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(DsrlError, match="Did you mean 'pick-place-v3'"):
         resolve_env_spec("metaworld/pickplace-v3")
+
+
+def test_a_rendering_copy_plays_the_same_episode():
+    env, silent = make_env("metaworld/pick-place-v3", render_mode="rgb_array"), make_env("metaworld/pick-place-v3")
+    try:
+        played = rollout(env, seed=7)
+        frame = env.render()
+    except (RuntimeError, ImportError, AttributeError) as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    finally:
+        env.close()
+    assert np.array_equal(played, rollout(silent, seed=7))
+    assert frame.dtype == np.uint8 and frame.shape[2] == 3 and frame.std() > 0

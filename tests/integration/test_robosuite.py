@@ -202,3 +202,16 @@ def test_a_broken_action_is_a_failed_run(lift):
     lift.reset(seed=0)
     with pytest.raises(RunFailed, match=r"robosuite/Lift was given the action .* at step 1"):
         lift.step(np.full(7, np.nan))
+
+
+def test_a_rendering_copy_plays_the_same_episode():
+    env, silent = make_env(LIFT, render_mode="rgb_array"), make_env(LIFT)
+    try:
+        played = rollout(env, seed=7)
+        frame = env.render()
+    except (RuntimeError, ImportError, AttributeError) as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    finally:
+        env.close()
+    assert np.array_equal(played, rollout(silent, seed=7))
+    assert frame.dtype == np.uint8 and frame.shape[2] == 3 and frame.std() > 0
