@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 _LEVELS = {
-    0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files provenance
-          statistics""",
+    0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files
+          provenance statistics""",
     1: "diffusion guidance values steered",
     2: "noise_aliased agents actor_file",
     3: "evaluate probe collect pretrain finetune callbacks compare video",
