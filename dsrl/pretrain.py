@@ -244,6 +244,8 @@ def _described(trainer: _Trainer, config: PretrainConfig, data: Trajectories, **
     from dsrl import __version__
 
     policy = trainer.ema
+    # where files lie on this machine is nobody else's business
+    settings = {key: value for key, value in asdict(config).items() if key not in ("dataset", "out", "overwrite")}
     provenance = {
         "made by": f"dsrl {__version__} pretrain",
         "data": f"{config.dataset.name}, {len(data)} episodes, {sum(e.success for e in data.episodes)} successes",
@@ -252,7 +254,7 @@ def _described(trainer: _Trainer, config: PretrainConfig, data: Trajectories, **
         "train loss": round(trainer.train_loss, 5),
         "valid loss": round(trainer.valid_loss, 5),
         **more,
-        "config": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
+        "config": settings,
     }
     policy.spec = replace(policy.spec, provenance=provenance)
     return policy

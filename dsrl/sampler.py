@@ -131,12 +131,13 @@ def _ddim_step(time: int, a: Tensor, a_prev: Tensor, kind: str, clip: float | No
         x0_x, x0_m, eps_x, eps_m = sa, -sb, sb, sa
     else:
         raise ValueError(f"unknown prediction type {kind!r}; known are epsilon, sample and v_prediction")
-    # 2. x <- sa_prev * x0 + sb_prev * eps
-    if clip is None:
-        return Step(time, None, None, 0.0, sa_prev * x0_x + sb_prev * eps_x, sa_prev * x0_m + sb_prev * eps_m)
-    x_x0, x_x, x_m = sa_prev, sb_prev * eps_x, sb_prev * eps_m
-    if use_clipped:  # eps = (x - sa * x0) / sb
+    # 2. x <- sa_prev * x0 + sb_prev * eps, where a recomputed eps is (x - sa * x0) / sb
+    if use_clipped:
         x_x0, x_x, x_m = sa_prev - sb_prev * sa / sb, sb_prev / sb, 0.0
+    else:
+        x_x0, x_x, x_m = sa_prev, sb_prev * eps_x, sb_prev * eps_m
+    if clip is None:
+        return Step(time, None, None, 0.0, x_x + x_x0 * x0_x, x_m + x_x0 * x0_m)
     # 3. y = x0 / x0_x saves a multiplication per step; clamping scales along
     if x0_x == 0:
         return Step(time, None, clip / abs(x0_m), x_x0 * x0_m, x_x, x_m)
