@@ -14,7 +14,9 @@ import hashlib
 import io
 import json
 import pickle
-import re
+import pickletools
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,19 +169,41 @@ def _read(path: Path) -> dict[str, Any]:
         near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
         raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|[Cc]lass|function) [`']?([\w.]+\.[\w.]+)", str(error))
-        if found is None:
-            raise DsrlError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error
-        raise DsrlError(
-            f"{path} wants to run '{found[1]}' while it is read; that is refused and nothing was executed. "
-            "A dsrl checkpoint holds tensors and plain values only."
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
+        suspects = [name for name in _imported_names(path) if not name.startswith(("torch.", "collections."))]
+        if isinstance(error, pickle.UnpicklingError) and suspects:
+            raise DsrlError(
+                f"{path} wants to run '{suspects[0]}' while it is read; that is refused and nothing was executed. "
+                "A dsrl checkpoint holds tensors and plain values only."
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DsrlError(f"{path} is truncated or no torch file ({reason})") from error
+        raise DsrlError(f"{path} is truncated or no torch file ({reason:.120})") from error
     return _check_header(checkpoint, path)
+
+
+def _imported_names(path: Path) -> list[str]:
+    """What unpickling would import, in order; opcodes are only read, none is executed."""
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        else:
+            content = path.read_bytes()
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except (ValueError, StopIteration, OSError, zipfile.BadZipFile):
+        pass  # not a pickle, or not to its end
+    return names
 
 
 def _check_header(checkpoint: Any, path: Path) -> dict[str, Any]:

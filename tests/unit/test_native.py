@@ -1,0 +1,198 @@
+"""Our checkpoint is safe to read, and says what is wrong with a file."""
+
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dsrl.diffusion import DiffusionConfig, DiffusionPolicy
+from dsrl.env_spec import EnvSpec
+from dsrl.errors import DsrlError
+from dsrl.policy import PolicySpec
+from dsrl.pretrained import describe, load_policy, save_policy
+from dsrl.pretrained.native import KINDS
+
+ENV = EnvSpec("robosuite", "Lift", {"horizon": 80}, {"physics_timestep": 0.005}, ("object", "eef"), 80, "1.5.2")
+SPEC = PolicySpec({"object": (2,), "eef": (3,)}, 3, 4, 4, env=ENV, provenance={"made by": "a test", "steps": 7})
+
+
+class Evil:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def make_policy(seed=0):
+    torch.manual_seed(seed)
+    return DiffusionPolicy(SPEC, DiffusionConfig({"type": "mlp", "hidden_dims": [16] * 3})).freeze()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save_policy(make_policy(), tmp_path / "lift.pt")
+
+
+def edit(path, **changes):
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint.update(changes)
+    torch.save(checkpoint, path)
+
+
+def edit_weights(path, change):
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["weights"])
+    torch.save(checkpoint, path)
+
+
+def refused(path, message):
+    with pytest.raises(DsrlError, match=message):
+        load_policy(path, device="cpu")
+
+
+def test_everything_about_a_policy_survives(path):
+    loaded = load_policy(path, device="cpu")
+    assert replace(loaded.spec, sha256="") == SPEC
+    assert not loaded.training
+    assert [p.name for p in path.parent.iterdir()] == ["lift.pt"]
+
+
+def test_the_hash_is_of_the_weights(path, tmp_path):
+    first = load_policy(path, device="cpu").spec.sha256
+    again = save_policy(load_policy(path, device="cpu"), tmp_path / "again.pt")
+    other = save_policy(make_policy(seed=1), tmp_path / "other.pt")
+    assert len(first) == 64
+    assert load_policy(again, device="cpu").spec.sha256 == first
+    assert load_policy(other, device="cpu").spec.sha256 != first
+
+
+def test_a_folder_means_the_checkpoint_in_it(tmp_path):
+    assert save_policy(make_policy(), tmp_path / "base") == tmp_path / "base" / "ckpt.pt"
+    assert load_policy(tmp_path / "base", device="cpu").spec.env == ENV
+
+
+@pytest.mark.parametrize("container", ["torch", "pickle"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_file_that_would_run_code_runs_nothing(tmp_path, container, nested):
+    trap, path = tmp_path / "created", tmp_path / "evil.pt"
+    content = {"format": "dsrl", "version": 1, "weights": Evil(trap)} if nested else Evil(trap)
+    if container == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    refused(path, r"wants to run '\w+\.system'.*nothing was executed")
+    with pytest.raises(DsrlError, match="nothing was executed"):
+        describe(path)
+    assert not trap.exists()
+    if container == "pickle":  # the trap itself works
+        pickle.loads(path.read_bytes())
+        assert trap.exists()
+
+
+def test_a_missing_file_names_its_neighbour(path):
+    refused(path.with_name("lfit.pt"), r"no checkpoint at .*lfit.pt. Did you mean 'lift.pt'\?")
+    refused(path.parent / "nowhere" / "x.pt", "no checkpoint at")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am no checkpoint", b"PK\x03\x04 not a zip"])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    refused(tmp_path / "x.pt", "x.pt is truncated or no torch file")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(path, "lift.pt is truncated or no torch file")
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path):
+    torch.save({"model": {}, "ema": {}, "epoch": 3}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", r"another program \(found: \['ema', 'epoch', 'model'\]\)")
+    torch.save([1, 2], tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", r"another program \(found: list\)")
+
+
+def test_a_newer_version_asks_for_an_update(path):
+    edit(path, version=2)
+    refused(path, "format version 2, this dsrl reads up to 1; update")
+
+
+def test_an_unknown_kind_is_named(path):
+    edit(path, kind="telepathy")
+    refused(path, r"kind 'telepathy'; known are \['diffusion', 'flow'")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("action_normalizer.scale"), r"missing: \['action_normalizer.scale'\]"),
+        (lambda w: w.update(more=torch.zeros(1)), r"not expected: \['more'\]"),
+        (
+            lambda w: w.update({"obs_normalizer.scale": torch.ones(6)}),
+            r"'obs_normalizer.scale' has shape \[6\].* \[5\]",
+        ),
+        (lambda w: w["denoiser.layers.2.bias"].fill_(float("nan")), "'denoiser.layers.2.bias' holds NaN"),
+        (lambda w: w.update(more="text"), "tensors only"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(path, change, message):
+    edit_weights(path, change)
+    refused(path, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"sampling_step": 3}}, "no field 'sampling_step'. Did you mean 'sampling_steps'"),
+        ({"config": {"prediction_type": "guess"}}, "guess"),
+        ({"spec": {"action_dim": 3}}, "obs_shapes"),
+        ({"spec": None}, "lacks 'spec'"),
+    ],
+)
+def test_a_config_that_makes_no_policy_is_explained(path, changes, message):
+    edit(path, **changes)
+    refused(path, message)
+
+
+def test_a_policy_that_rolls_dice_is_refused(path, monkeypatch):
+    class Dice(DiffusionPolicy):
+        def decode(self, cond, noise):
+            return super().decode(cond, noise + torch.randn_like(noise))
+
+    monkeypatch.setitem(KINDS, "diffusion", lambda config, spec, weights: Dice.from_config(config, spec))
+    refused(path, "the same noise gave two different chunks")
+
+
+def test_an_unknown_device_is_explained(path):
+    with pytest.raises(DsrlError, match="cannot compute on device 'gpu'"):
+        load_policy(path, device="gpu")
+
+
+def test_describe_tells_what_it_is(path):
+    rows = dict(describe(path))
+    assert rows["kind"] == "diffusion" and rows["format"] == "dsrl 1"
+    assert "hidden_dims=[16, 16, 16]" in rows["network"] and "parameters" in rows["network"]
+    assert rows["sampler"].startswith("DDIM, 8 steps of 20 levels, squaredcos_cap_v2, trailing")
+    assert rows["observation eef"] == "[3]"
+    assert list(rows).index("observation object") < list(rows).index("observation eef")
+    assert rows["executed"] == "steps 0 to 3"
+    assert rows["environment"].startswith("robosuite/Lift")
+    assert rows["provenance made by"] == "a test"
+
+
+def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(DsrlError, match="disk is full"):
+        save_policy(make_policy(seed=1), path)
+    assert path.read_bytes() == before

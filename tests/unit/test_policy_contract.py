@@ -1,0 +1,180 @@
+"""One contract for every frozen policy, whatever its kind, network and prediction."""
+
+import pytest
+import torch
+
+from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPolicy
+from dsrl.errors import DsrlError
+from dsrl.policy import FrozenPolicy, PolicySpec
+from dsrl.pretrained import load_policy, save_policy
+from dsrl.pretrained.toy import ToyPolicy
+
+SPEC = PolicySpec(
+    {"object": (2, 2), "eef_pos": (3,)}, action_dim=3, horizon=8, n_action_steps=4, n_obs_steps=2, action_start=1
+)
+NETWORKS = {
+    "mlp": {"type": "mlp", "hidden_dims": [32] * 5},
+    "unet": {"type": "unet", "down_dims": [16, 32], "time_dim": 16},
+}
+CASES = [
+    *(f"diffusion-{network}-{kind}" for network in NETWORKS for kind in ("epsilon", "sample", "v_prediction")),
+    *(f"flow-{network}" for network in NETWORKS),
+]
+
+
+def make_policy(case):
+    kind, network, *prediction = case.split("-")
+    torch.manual_seed(0)
+    if kind == "flow":
+        policy = FlowPolicy(SPEC, FlowConfig(NETWORKS[network]))
+    else:
+        # 20 levels in 10 steps: every one of them is also the start of the next
+        config = DiffusionConfig(NETWORKS[network], sampling_steps=10, prediction_type=prediction[0])
+        policy = DiffusionPolicy(SPEC, config)
+    policy.fit_normalizers(1 + 3 * torch.randn(64, 2, 7), 0.5 + 2 * torch.rand(64, 8, 3))
+    return policy.freeze()
+
+
+def make_inputs(spec, batch=8):
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn(batch, spec.n_obs_steps, spec.obs_dim, generator=generator)
+    return obs, torch.randn(batch, *spec.noise_shape, generator=generator)
+
+
+@pytest.fixture(params=[*CASES, "toy"])
+def policy(request):
+    return ToyPolicy() if request.param == "toy" else make_policy(request.param)
+
+
+@pytest.fixture(params=CASES)
+def own_policy(request):
+    return make_policy(request.param)
+
+
+def test_it_is_a_frozen_policy(policy):
+    assert isinstance(policy, FrozenPolicy)
+    assert not [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+
+
+def test_declared_shapes(policy):
+    obs, noise = make_inputs(policy.spec)
+    cond = policy.encode(obs)
+    chunk = policy.decode(cond, noise)
+    assert cond.shape == (8, policy.cond_dim)
+    assert chunk.shape == (8, policy.spec.n_action_steps, policy.spec.action_dim)
+    assert chunk.dtype == torch.float32 and chunk.device == policy.device and torch.isfinite(chunk).all()
+
+
+def test_same_noise_same_chunk(policy):
+    obs, noise = make_inputs(policy.spec)
+    first = policy.sample(obs, noise)
+    torch.randn(100)  # the global generator plays no part
+    assert torch.equal(first, policy.sample(obs, noise))
+    assert torch.equal(first, policy.decode(policy.encode(obs), noise))
+
+
+def test_different_noise_different_chunk(policy):
+    obs, noise = make_inputs(policy.spec)
+    # a constant shift: white noise averages out over the horizon of an untrained network
+    assert not torch.allclose(policy.sample(obs, noise), policy.sample(obs, noise + 1), atol=1e-3)
+
+
+def test_a_batch_is_its_singles(policy):
+    obs, noise = make_inputs(policy.spec)
+    singles = torch.cat([policy.sample(obs[i : i + 1], noise[i : i + 1]) for i in range(len(obs))])
+    torch.testing.assert_close(policy.sample(obs, noise), singles, atol=1e-4, rtol=1e-4)
+
+
+def test_a_dict_is_its_concatenation(policy):
+    obs, noise = make_inputs(policy.spec)
+    sizes = [int(torch.Size(shape).numel()) for shape in policy.spec.obs_shapes.values()]
+    parts = {
+        key: part.unflatten(-1, shape)
+        for (key, shape), part in zip(policy.spec.obs_shapes.items(), obs.split(sizes, dim=-1), strict=True)
+    }
+    shuffled = dict(reversed(parts.items()))
+    assert torch.equal(policy.sample(obs, noise), policy.sample(shuffled, noise))
+
+
+def test_inputs_are_left_alone(policy):
+    obs, noise = make_inputs(policy.spec)
+    kept = obs.clone(), noise.clone()
+    policy.sample(obs, noise)
+    assert torch.equal(obs, kept[0]) and torch.equal(noise, kept[1])
+
+
+def test_a_critic_can_learn_on_what_it_returns(policy):
+    obs, noise = make_inputs(policy.spec)
+    cond = policy.encode(obs)
+    chunk = policy.decode(cond, noise)
+    critic = torch.nn.Linear(policy.cond_dim + policy.spec.action_dim, 1)
+    critic(torch.cat([cond, chunk[:, 0]], dim=-1)).sum().backward()
+    assert torch.isfinite(critic.weight.grad).all()
+
+
+def test_wrong_noise_is_explained(policy):
+    obs, noise = make_inputs(policy.spec)
+    with pytest.raises(ValueError, match=r"noise has shape .*this policy denoises"):
+        policy.sample(obs, noise[:, :-1])
+    with pytest.raises(ValueError, match="observation has shape"):
+        policy.sample(obs[..., :-1], noise)
+
+
+def test_save_and_load_change_nothing(own_policy, tmp_path):
+    obs, noise = make_inputs(own_policy.spec)
+    save_policy(own_policy, tmp_path / "ckpt.pt")
+    loaded = load_policy(tmp_path, device="cpu")
+    assert torch.equal(own_policy.sample(obs, noise), loaded.sample(obs, noise))
+    assert list(loaded.spec.obs_shapes.items()) == list(SPEC.obs_shapes.items())
+    assert loaded.config_dict() == own_policy.config_dict()
+
+
+def test_actions_stay_inside_the_data(own_policy):
+    obs, noise = make_inputs(own_policy.spec)
+    chunk = own_policy.sample(100 * obs, 3 * noise)
+    middle, half = own_policy.action_normalizer.offset, own_policy.action_normalizer.scale
+    assert ((chunk - middle).abs() <= half * 1.0001).all()
+
+
+def test_far_observations_are_clipped(own_policy):
+    obs, _ = make_inputs(own_policy.spec)
+    assert own_policy.encode(1e6 * obs).abs().max() == 5.0
+
+
+def test_nan_is_named(own_policy):
+    obs, noise = make_inputs(own_policy.spec)
+    obs[3, 1, 5] = float("nan")
+    with pytest.raises(ValueError, match=r"observation 'eef_pos'\[1\] is nan \(row 3, step 1\)"):
+        own_policy.sample(obs, noise)
+
+
+def test_the_executed_slice_starts_at_action_start(own_policy):
+    obs, noise = make_inputs(own_policy.spec)
+    whole = own_policy.sampler(own_policy.denoiser, own_policy.encode(obs), noise)
+    executed = own_policy.action_normalizer.unnormalize(whole)[:, 1:5]
+    torch.testing.assert_close(own_policy.sample(obs, noise), executed)
+
+
+def test_the_loss_falls_and_is_seeded(own_policy):
+    obs, _ = make_inputs(SPEC, batch=32)
+    chunks = 0.5 + 2 * torch.rand(32, 8, 3, generator=torch.Generator().manual_seed(2))
+
+    def loss():
+        return own_policy.loss(obs, chunks, torch.Generator().manual_seed(3))
+
+    own_policy.requires_grad_(True)
+    optimizer = torch.optim.Adam(own_policy.parameters(), lr=3e-3)
+    first = loss().item()
+    assert loss().item() == first
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.8 * first
+
+
+def test_an_unknown_setting_names_the_nearest():
+    with pytest.raises(DsrlError, match="Did you mean 'sampling_steps'"):
+        DiffusionPolicy.from_config({"samplingsteps": 8}, SPEC)
+    with pytest.raises(ValueError, match="unknown network type 'ump'"):
+        FlowPolicy(SPEC, FlowConfig({"type": "ump"}))
