@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig) -> Path:
     from dsrl.device import auto_device
     from dsrl.pretrained import save_policy
 
-    console = Console()
+    console = Console(markup=False, highlight=False)  # messages hold [brackets]
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
     if out.exists() and not config.overwrite:
         raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")

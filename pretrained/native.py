@@ -57,7 +57,7 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
         "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
         "provenance": _plain(dict(spec.provenance)),
     }
-    path = _in_folder(Path(path))
+    path = checkpoint_file(Path(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # through memory, so that a full disk is an ordinary OSError
     buffer = io.BytesIO()
@@ -74,40 +74,40 @@ def load_policy(path: str | Path, *, device: str | torch.device = "auto") -> Fro
         DsrlError: when the file is missing, broken, foreign or contradicts itself; nothing in it is ever executed.
     """
     target = auto_device(device)
-    path = _in_folder(Path(path))
-    policy: Any = build_policy(_read(path), path).to(target)
+    path = checkpoint_file(Path(path))
+    policy: Any = build_policy(read_checkpoint(path), path).to(target)
     _prove_deterministic(policy, path)
     return policy
 
 
-def describe(path: str | Path) -> list[tuple[str, str]]:
-    """What a checkpoint is, as rows of name and value."""
-    path = _in_folder(Path(path))
-    checkpoint = _read(path)
-    policy: Any = build_policy(checkpoint, path)
-    spec, config, weights = policy.spec, checkpoint["config"], checkpoint["weights"]
-    # a steered policy carries its base policy's config
-    inner = config.get("base", {}).get("config", config)
-    network = inner.get("network", {})
-    parameters = sum(p.numel() for p in policy.parameters())
-    sizes = " ".join(f"{key}={value}" for key, value in network.items() if key.endswith(("_dims", "_size", "_groups")))
-    rows = [
-        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
-        ("format", f"{FORMAT} {checkpoint['version']}"),
-        ("kind", checkpoint["kind"]),
-        ("network", f"{network.get('type', '-')} {sizes}".strip() + f", {parameters:,} parameters"),
-        ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
-        ("sampler", _describe_sampler(inner)),
-        *((f"observation {key}", str(list(shape))) for key, shape in spec.obs_shapes.items()),
-        ("observation steps", str(spec.n_obs_steps)),
-        ("horizon", f"{spec.horizon} x {spec.action_dim}, noise {list(spec.noise_shape)}"),
-        ("executed", f"steps {spec.action_start} to {spec.action_start + spec.n_action_steps - 1}"),
-        *_describe_normalizers(weights),
-        ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
-        ("sha256", spec.sha256),
-        *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
-    ]
-    return rows
+def checkpoint_file(path: Path) -> Path:
+    """A folder stands for the ``ckpt.pt`` in it."""
+    return path / "ckpt.pt" if path.is_dir() or not path.suffix else path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checked content of a file; nothing is built yet.
+
+    Raises:
+        DsrlError: when it is missing, broken, unsafe, foreign or too new.
+    """
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused anyway
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        suspects = [name for name in _imported_names(path) if not name.startswith(("torch.", "collections."))]
+        if isinstance(error, pickle.UnpicklingError) and suspects:
+            raise DsrlError(
+                f"{path} wants to run '{suspects[0]}' while it is read; that is refused and nothing was executed. "
+                "A dsrl checkpoint holds tensors and plain values only."
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DsrlError(f"{path} is truncated or no torch file ({reason:.120})") from error
+    return _check_header(checkpoint, path)
 
 
 def build_policy(checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
@@ -123,7 +123,7 @@ def build_policy(checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
     try:
         spec = replace(_spec_from_dict(checkpoint), sha256=weights_sha256(weights))
         policy = KINDS[kind](checkpoint["config"], spec, weights)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DsrlError(f"{path}: spec and config do not make a {kind} policy: {error}") from error
     _load_weights(policy, weights, path)
     return policy.eval().requires_grad_(False)
@@ -158,30 +158,6 @@ KINDS: dict[str, Builder] = {
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _in_folder(path: Path) -> Path:
-    return path / "ckpt.pt" if path.is_dir() or not path.suffix else path
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        suspects = [name for name in _imported_names(path) if not name.startswith(("torch.", "collections."))]
-        if isinstance(error, pickle.UnpicklingError) and suspects:
-            raise DsrlError(
-                f"{path} wants to run '{suspects[0]}' while it is read; that is refused and nothing was executed. "
-                "A dsrl checkpoint holds tensors and plain values only."
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DsrlError(f"{path} is truncated or no torch file ({reason:.120})") from error
-    return _check_header(checkpoint, path)
 
 
 def _imported_names(path: Path) -> list[str]:
@@ -282,26 +258,3 @@ def _spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
         env=EnvSpec.from_robomimic(env) if env else None,
         provenance=checkpoint.get("provenance") or {},
     )
-
-
-def _describe_sampler(config: Mapping[str, Any]) -> str:
-    if "sampling_steps" not in config:
-        return "-"
-    steps = f"{config['sampling_steps']} steps"
-    clip = f"clip {config['clip_sample_range']}" if config.get("clip_sample") else "no clip"
-    if "shift" in config:
-        return f"Euler, {steps}, shift {config['shift']}, {clip}"
-    recompute = ", noise recomputed" if config["use_clipped_model_output"] else ""
-    levels = f"{config['train_steps']} levels, {config['beta_schedule']}"
-    return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
-
-
-def _describe_normalizers(weights: Weights) -> list[tuple[str, str]]:
-    rows = []
-    for name in weights:
-        if name.endswith("normalizer.offset"):
-            offset, scale = weights[name], weights[name.removesuffix("offset") + "scale"]
-            label = "observation mean +- std" if "obs_" in name else "action middle +- half range"
-            values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
-            rows.append((label, values))
-    return rows

@@ -82,7 +82,7 @@ def test_different_noise_different_chunk(policy):
 def test_a_batch_is_its_singles(policy):
     obs, noise = make_inputs(policy.spec)
     singles = torch.cat([policy.sample(obs[i : i + 1], noise[i : i + 1]) for i in range(len(obs))])
-    torch.testing.assert_close(policy.sample(obs, noise), singles, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(policy.sample(obs, noise), singles, atol=1e-5, rtol=1e-5)
 
 
 def test_a_dict_is_its_concatenation(policy):

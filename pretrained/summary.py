@@ -1,0 +1,62 @@
+"""What a checkpoint is, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsrl.pretrained.native import FORMAT, Weights, build_policy, checkpoint_file, read_checkpoint
+
+
+def describe(path: str | Path) -> list[tuple[str, str]]:
+    """What a checkpoint is, as rows of name and value."""
+    path = checkpoint_file(Path(path))
+    checkpoint = read_checkpoint(path)
+    policy: Any = build_policy(checkpoint, path)
+    spec, config, weights = policy.spec, checkpoint["config"], checkpoint["weights"]
+    # a steered policy carries its base policy's config
+    inner = config.get("base", {}).get("config", config)
+    network = inner.get("network", {})
+    parameters = sum(p.numel() for p in policy.parameters())
+    sizes = " ".join(f"{key}={value}" for key, value in network.items() if key.endswith(("_dims", "_size", "_groups")))
+    rows = [
+        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
+        ("format", f"{FORMAT} {checkpoint['version']}"),
+        ("kind", checkpoint["kind"]),
+        ("network", f"{network.get('type', '-')} {sizes}".strip() + f", {parameters:,} parameters"),
+        ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
+        ("sampler", _describe_sampler(inner)),
+        *((f"observation {key}", str(list(shape))) for key, shape in spec.obs_shapes.items()),
+        ("observation steps", str(spec.n_obs_steps)),
+        ("horizon", f"{spec.horizon} x {spec.action_dim}, noise {list(spec.noise_shape)}"),
+        ("executed", f"steps {spec.action_start} to {spec.action_start + spec.n_action_steps - 1}"),
+        *_describe_normalizers(weights),
+        ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
+        ("sha256", spec.sha256),
+        *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
+    ]
+    return rows
+
+
+def _describe_sampler(config: Mapping[str, Any]) -> str:
+    if "sampling_steps" not in config:
+        return "-"
+    steps = f"{config['sampling_steps']} steps"
+    clip = f"clip {config['clip_sample_range']}" if config.get("clip_sample") else "no clip"
+    if "shift" in config:
+        return f"Euler, {steps}, shift {config['shift']}, {clip}"
+    recompute = ", noise recomputed" if config["use_clipped_model_output"] else ""
+    levels = f"{config['train_steps']} levels, {config['beta_schedule']}"
+    return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
+
+
+def _describe_normalizers(weights: Weights) -> list[tuple[str, str]]:
+    rows = []
+    for name in weights:
+        if name.endswith("normalizer.offset"):
+            offset, scale = weights[name], weights[name.removesuffix("offset") + "scale"]
+            label = "observation mean +- std" if "obs_" in name else "action middle +- half range"
+            values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
+            rows.append((label, values))
+    return rows
