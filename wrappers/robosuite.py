@@ -18,10 +18,11 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, RunFailed, nearest
 
 TASKS = (
-    "Lift", "PickPlaceCan", "NutAssemblySquare", "NutAssemblyRound", "NutAssemblySingle", "NutAssembly",
-    "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceSingle", "PickPlace", "Stack", "Door", "ToolHang",
+    "Lift", "PickPlaceCan", "NutAssemblySquare", "NutAssemblyRound", "NutAssembly",
+    "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlace", "Stack", "Door", "ToolHang",
 )  # fmt: skip
-"""single-arm tasks that report a success"""
+"""single-arm tasks that report a success; PickPlaceSingle and NutAssemblySingle choose an object in the order of a set
+of strings, which differs between processes"""
 
 OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 """robomimic's low-dimensional observations, in robomimic's order"""

@@ -151,6 +151,13 @@ def test_a_displaced_operator_misses_the_cube(lift):
     assert not any(success for *_, success in play_expert(lift, offset=(0.04, 0.0, 0.0)))
 
 
+@pytest.mark.parametrize("task", ["PickPlaceCan", "NutAssemblySquare"])
+def test_the_operators_of_the_larger_tasks_succeed_unless_displaced(task):
+    env = make_env(replace(LIFT, name=task))
+    assert all(play_expert(env, seed=seed, max_steps=200)[-1][3] for seed in range(3))
+    assert not any(success for *_, success in play_expert(env, offset=(0.045, 0.0, 0.0), max_steps=200))
+
+
 def test_dense_reward_is_shaped():
     env = make_env(LIFT, reward="dense")
     env.reset(seed=0)

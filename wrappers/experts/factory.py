@@ -35,4 +35,8 @@ def _robosuite(env_spec: EnvSpec) -> Expert:
         from dsrl.wrappers.experts.can import CanExpert
 
         return CanExpert()
+    if env_spec.name == "NutAssemblySquare":
+        from dsrl.wrappers.experts.square import SquareExpert
+
+        return SquareExpert()
     raise unknown_task(env_spec.name, ROBOSUITE_EXPERTS)
