@@ -205,7 +205,23 @@ class _FoldedMLP:
         """``(B, Tp * Da), (B, width) -> (B, Tp * Da)``."""
         h = torch.addmm(shift, x, self.of_chunk)
         for w1, b1, w2, b2 in self.blocks:
-            y = torch.addmm(b1, F.mish(h), w1)
-            h = torch.addmm(b2, F.mish(y, inplace=True), w2).add_(h)
-        y = F.mish(torch.addmm(self.b1, F.mish(h), self.w1), inplace=True)
+            y = torch.addmm(b1, _mish(h), w1)
+            h = torch.addmm(b2, _mish(y), w2).add_(h)
+        y = _mish(torch.addmm(self.b1, _mish(h), self.w1))
         return torch.addmm(self.out_bias, h, self.of_h).addmm_(y, self.of_y)
+
+
+def _mish(x: Tensor) -> Tensor:
+    """``x * tanh(softplus(x)) = x * n / (n + 2)`` with ``n = e^x (e^x + 2)``: one exponential instead of three.
+
+    On the CPU that is twice as fast as torch's own for large batches; calls of few numbers are dearer than what they
+    save, and a GPU has the one kernel.
+    """
+    if x.is_cuda or x.numel() < _FEW_NUMBERS or x.dtype not in (torch.float32, torch.float64):
+        return F.mish(x)
+    e = x.clamp(max=20.0).exp_()  # mish(x) = x up to rounding beyond 20, where e^2x would overflow before long
+    n = torch.add(e, 2.0).mul_(e)
+    return torch.mul(x, n).div_(n.add_(2.0))
+
+
+_FEW_NUMBERS = 6_000

@@ -19,7 +19,7 @@ def config(tmp_path):
     """Demonstrations that always go straight for the goal at half speed; one action never changes."""
     rng = np.random.default_rng(0)
     episodes = []
-    for _ in range(8):
+    for _ in range(24):
         obs = rng.uniform(-1, 1, (13, 4)).astype(np.float32)
         actions = np.concatenate([0.5 * (obs[:-1, 2:] - obs[:-1, :2]), np.full((12, 1), 0.25)], 1).astype(np.float32)
         dones = np.arange(12) == 11
@@ -41,18 +41,18 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
 def test_the_policy_does_what_the_demonstrations_do(config, kind):
-    policy = load_policy(pretrain(replace(config, kind=kind, steps=400)), device="cpu")
+    policy = load_policy(pretrain(replace(config, kind=kind, steps=800, lr=3e-3)), device="cpu")
     obs = torch.rand(64, 1, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     chunk = policy.sample(obs, torch.randn(64, 1, 3, generator=torch.Generator().manual_seed(1)))[:, 0]
     expert = 0.5 * (obs[:, 0, 2:] - obs[:, 0, :2])
     error, spread = (chunk[:, :2] - expert).square().mean(), expert.square().mean()
-    assert error < 0.3 * spread
+    assert error < 0.1 * spread
     assert (chunk[:, 2].mean() - 0.25).abs() < 0.15  # a constant action keeps scale 1
 
 
 def test_the_checkpoint_knows_where_it_came_from(config):
     rows = dict(describe(pretrain(replace(config, steps=5))))
-    assert rows["provenance data"] == "demos.hdf5, 8 episodes, 8 successes"
+    assert rows["provenance data"] == "demos.hdf5, 24 episodes, 24 successes"
     assert rows["provenance steps"] == "5"
     assert len(rows["provenance data sha256"]) == 64
     assert "'batch_size': 64" in rows["provenance config"] and str(config.dataset.parent) not in str(

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dsrl.networks import ConditionalUnet1D, MLPDenoiser
-from dsrl.sampler import Sampler, ddim_steps, flow_steps
+from dsrl.sampler import Sampler, _mish, ddim_steps, flow_steps
 
 DA, TP, C = 3, 4, 6
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -104,6 +104,18 @@ def test_flow_equals_diffusers(kind, n_steps, shift):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / n_steps, n_steps).tolist())
     torch.testing.assert_close(ours, diffusers_loop(denoiser, scheduler, cond, noise), atol=1e-5, rtol=1e-5)
+
+
+def test_large_batches_equal_small_ones():
+    denoiser, sampler = make_denoiser("mlp"), Sampler(ddim_steps(make_ddim(), 8))
+    cond, noise = make_inputs(batch=400)  # many enough for the other way of computing mish
+    small = torch.cat([sampler(denoiser, *pair) for pair in zip(cond.split(50), noise.split(50), strict=True)])
+    torch.testing.assert_close(sampler(denoiser, cond, noise), small, atol=1e-5, rtol=1e-5)
+
+
+def test_mish_is_mish_everywhere():
+    x = torch.linspace(-200, 200, 40_001)
+    torch.testing.assert_close(_mish(x), torch.nn.functional.mish(x), atol=1e-6, rtol=1e-6)
 
 
 def test_the_final_clip_binds():
