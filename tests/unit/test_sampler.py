@@ -74,7 +74,7 @@ def test_ddim_equals_diffusers(kind, prediction, clip, use_clipped):
 def test_trailing_spacing_equals_diffusers(kind, prediction, clip, use_clipped):
     # in double precision: the last level multiplies rounding by 400, so float32 would show the order of additions
     denoiser = make_denoiser(kind, torch.float64)
-    for train_steps, n_steps in ((20, 8), (20, 5), (100, 8), (100, 100)):
+    for train_steps, n_steps in ((20, 8), (20, 5), (100, 8), (30, 30)):
         scheduler = make_ddim(prediction, clip, "trailing", train_steps)
         check_ddim(denoiser, scheduler, n_steps, use_clipped, tolerance=1e-5, dtype=torch.float64)
 
