@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from dsrl.actor_file import actor_from_state
 from dsrl.errors import RunFailed
 from dsrl.evaluate import Evaluation, evaluate
+from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
 from dsrl.run import RunFolder
@@ -111,15 +113,13 @@ class SteeringEvaluation(BaseCallback):
         super().__init__()
         self.steps, self.folder, self.policy, self.noise_space, self.envs = steps, folder, policy, noise_space, envs
         self.interval, self.episodes, self.seed, self.watch = interval, episodes, seed, watch
-        self.results: list[Evaluation] = []
-        self.due = interval
+        self.scored_at = 0
+        self._due = interval
         self._best = (-1.0, 0.0)
 
     def steered(self) -> SteeredPolicy:
         """The steered policy as it is now."""
-        return SteeredPolicy(
-            self.policy, actor_from_state(self.model.policy.state_dict(), self.model.steering), self.noise_space
-        )
+        return SteeredPolicy(self.policy, actor_from_state(self.model.policy.state_dict(), self.model.steering))
 
     def record_base(self) -> Evaluation:
         """The first row of ``evaluations.csv``: the base policy at env step 0."""
@@ -128,8 +128,8 @@ class SteeringEvaluation(BaseCallback):
         return result
 
     def _on_step(self) -> bool:
-        if self.steps.env_steps >= self.due:
-            self.due += self.interval
+        if self.steps.env_steps >= self._due:
+            self._due += self.interval
             with self.watch:
                 self.score()
         return True
@@ -140,17 +140,22 @@ class SteeringEvaluation(BaseCallback):
         result = evaluate(
             self.steered(), self.envs, episodes=self.episodes, seed=self.seed, name="steered", noise_scale=0.0
         )
-        self.results.append(result)
+        self.scored_at = self.steps.env_steps
         self.folder.append_evaluation(result.row(self.steps.env_steps, self.watch.seconds))
         self.logger.record("eval/success_rate", result.success_rate)
         self.logger.record("eval/mean_return", float(result.returns.mean()))
         self.logger.record("eval/mean_length", float(result.lengths.mean()))
-        self.model.save(self.folder.checkpoints / "latest.zip")
+        self._keep(self.folder.checkpoints / "latest.zip")
         rank = (result.success_rate, -float(result.lengths.mean()))
         if rank > self._best:
             self._best = rank
-            self.model.save(self.folder.best)
+            self._keep(self.folder.best)
         return result
+
+    def _keep(self, path: Path) -> None:
+        """Save whole or not at all: a kill in the middle leaves the earlier agent."""
+        with replacing(path) as aside:
+            self.model.save(aside)
 
 
 def check_finite(model: Any, folder: RunFolder) -> None:

@@ -15,6 +15,7 @@ from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import evaluation_envs
+from dsrl.files import writing
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.probe import probe as run_probe
@@ -24,7 +25,7 @@ from dsrl.steered import SteeredPolicy
 
 def finetune(config: FinetuneConfig) -> int:
     """``dsrl finetune``"""
-    return 130 if _finetune.finetune(config).interrupted else 0
+    return 130 if _finetune.finetune(config).comparison is None else 0
 
 
 def probe(config: ProbeConfig) -> None:
@@ -72,13 +73,25 @@ def evaluate(config: EvaluateConfig) -> None:
     comparison.print(console)
     console.print(comparison.verdict())
     if config.json is not None:
-        comparison.save(config.json)
+        with writing(config.json):
+            config.json.parent.mkdir(parents=True, exist_ok=True)
+            comparison.save(config.json)
     if config.video is not None:
         from dsrl.video import film
 
-        for name, policy in {"base": base, "steered": steered}.items():
-            if policy is not None:
-                film(policy, config, env, config.video, name)
+        where = env or base.spec.env
+        for name, policy, noise_scale in (("base", base, 1.0), ("steered", steered, 0.0)):
+            if policy is not None and where is not None:
+                film(
+                    policy,
+                    where,
+                    config.video,
+                    name=name,
+                    episodes=config.video_episodes,
+                    seed=config.seed,
+                    noise_scale=noise_scale,
+                    reward=config.reward,
+                )
         console.print(f"videos: {config.video}")
 
 

@@ -20,6 +20,7 @@ from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.evaluate import evaluation_envs
+from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
@@ -40,15 +41,14 @@ class FinetuneResult:
     """What a run came to."""
 
     run_dir: Path
-    comparison: Comparison
-    interrupted: bool
+    comparison: Comparison | None
+    """None when the run was interrupted"""
 
 
 def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
     """Run ``dsrl finetune``.
 
-    Everything is checked before anything is written. Ctrl-C ends training, not the run: what was learned is saved and
-    compared with the base policy on a few episodes.
+    Everything is checked before anything is written. Ctrl-C and SIGTERM end the training and save what was learned.
 
     Raises:
         DsrlError: for a checkpoint, an environment or a run folder that does not do.
@@ -80,8 +80,11 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             )
             print_probe(check, console)
         run = _Run(config, policy, noise_space, steered_envs, eval_envs, folder, console)
-        interrupted = run.learn()
-        return FinetuneResult(folder.path, run.conclude(interrupted), interrupted)
+        if run.learn():
+            run.draw()
+            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
+            return FinetuneResult(folder.path, None)
+        return FinetuneResult(folder.path, run.conclude())
 
 
 class _Run:
@@ -129,34 +132,32 @@ class _Run:
             self.model.learn(self.config.total_env_steps, callback=[self.steps, self.evaluation], log_interval=10)
         except KeyboardInterrupt:
             interrupted = True
-            self.console.print("interrupted: saving what was learned")
+        except RunFailed:
+            raise
         except Exception as error:
-            # a simulator that died or a disk that is full must not cost what was learned
-            self.model.save(self.folder.final)
+            # a simulator that died must not cost what was learned
+            self._save()
             raise RunFailed(f"training stopped: {error}. What was learned so far is in {self.folder.path}") from error
         finally:
             self.steps.stop()
         check_finite(self.model, self.folder)
-        self.model.save(self.folder.final)
+        self._save()
         return interrupted
 
-    def conclude(self, interrupted: bool) -> Comparison:
+    def conclude(self) -> Comparison:
         """Compare the best agent with the base policy and the controls on fresh initial states."""
-        if not interrupted and (not self.evaluation.results or self.steps.env_steps < self.evaluation.due - 1):
+        if self.evaluation.scored_at < self.steps.env_steps:
             with self.watch:
-                self.evaluation.init_callback(self.model)
                 self.evaluation.score()
-        learning_curve(self.folder.read_evaluations(), self.folder.learning_curve, title=self._title())
-        best = self.folder.best if self.folder.best.exists() else self.folder.final
-        steered = SteeredPolicy(self.policy, read_actor(best, self.policy), self.noise_space)
-        episodes = 10 if interrupted else self.config.final_episodes
+        self.draw()
+        steered = SteeredPolicy(self.policy, read_actor(self.folder.best, self.policy))
         comparison = compare(
             self.policy,
             steered,
             self.eval_envs,
-            episodes=episodes,
+            episodes=self.config.final_episodes,
             seed=_FINAL + self.config.seed,
-            repeats=1 if interrupted else self.config.final_repeats,
+            repeats=self.config.final_repeats,
         )
         comparison.save(self.folder.path / "comparison.json")
         comparison.print(self.console)
@@ -165,6 +166,14 @@ class _Run:
         )
         self.console.print(f"picture: {self.folder.learning_curve}")
         return comparison
+
+    def draw(self) -> None:
+        """Draw the learning curve."""
+        learning_curve(self.folder.read_evaluations(), self.folder.learning_curve, title=self._title())
+
+    def _save(self) -> None:
+        with replacing(self.folder.final) as aside:
+            self.model.save(aside)
 
     def _title(self) -> str:
         return f"{self.folder.path.name}: {self.config.algo} on the noise"

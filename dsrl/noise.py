@@ -48,7 +48,9 @@ class NoiseSpace:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.bound) or self.bound <= 0:
-            raise ValueError(f"the noise bound is {self.bound}; it must be positive (1.5 is a good start, 3 covers N(0, I))")
+            raise ValueError(
+                f"the noise bound is {self.bound}; it must be positive (1.5 is a good start, 3 covers N(0, I))"
+            )
 
     @property
     def size(self) -> int:
@@ -66,7 +68,9 @@ class NoiseSpace:
             ValueError: when the action has another length.
         """
         if action.shape[-1] != self.size:
-            raise ValueError(f"action has length {action.shape[-1]}, this noise space has {self.size} = {self.noise_shape}")
+            raise ValueError(
+                f"action has length {action.shape[-1]}, this noise space has {self.size} = {self.noise_shape}"
+            )
         if len(self.noise_shape) == 1:
             return action
         return rearrange(action, "b (h d) -> b h d", h=self.noise_shape[0])
@@ -74,7 +78,9 @@ class NoiseSpace:
 
 def episode_generators(seed: int, episodes: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per episode, so that an episode's noise does not depend on what runs beside it."""
-    return [torch.Generator().manual_seed(int(np.random.SeedSequence([seed, e]).generate_state(1)[0])) for e in episodes]
+    return [
+        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, e]).generate_state(1)[0])) for e in episodes
+    ]
 
 
 __all__: list[Any] = ["NoiseSpace", "PriorBox", "episode_generators"]

@@ -112,8 +112,12 @@ def concat_obs(obs: Obs, spec: PolicySpec) -> Tensor:
     if isinstance(obs, dict):
         missing = [key for key in spec.obs_shapes if key not in obs]
         if missing:
-            raise ValueError(f"observation lacks {missing}; it has {sorted(obs)}, the policy reads {list(spec.obs_shapes)}")
+            raise ValueError(
+                f"observation lacks {missing}; it has {sorted(obs)}, the policy reads {list(spec.obs_shapes)}"
+            )
         obs = torch.cat([obs[key].flatten(2) for key in spec.obs_shapes], dim=-1)
     if obs.ndim != 3 or obs.shape[1:] != (spec.n_obs_steps, spec.obs_dim):
-        raise ValueError(f"observation has shape {tuple(obs.shape)}, this policy reads (B, {spec.n_obs_steps}, {spec.obs_dim})")
+        raise ValueError(
+            f"observation has shape {tuple(obs.shape)}, this policy reads (B, {spec.n_obs_steps}, {spec.obs_dim})"
+        )
     return obs

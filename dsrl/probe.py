@@ -60,7 +60,7 @@ class Probe:
             return f"the base policy succeeds in {one:.0%} of the episodes already: little is left to gain"
         if not self.steerable:
             return (
-                f"steering has little to choose from: pass@{self.repeats} is {many:.0%}, hardly above pass@1 = {one:.0%}; "
+                f"steering has little to choose from: pass@{self.repeats} is {many:.0%}, pass@1 is {one:.0%}; "
                 "a base policy with more spread, or one trained on better data, is needed"
             )
         difference, low, _, _ = paired_difference(self.base.success, np.repeat(self.zero.success, self.repeats))

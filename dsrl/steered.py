@@ -62,11 +62,11 @@ class SteeredPolicy(nn.Module):
 
     kind = "steered"
 
-    def __init__(self, base: FrozenPolicy, actor: NoiseActor, noise_space: NoiseSpace | None = None):
+    def __init__(self, base: FrozenPolicy, actor: NoiseActor):
         super().__init__()
         self.base = base
         self.actor = actor
-        self.noise_space = noise_space or NoiseSpace(base.spec.noise_shape, actor.config["bound"])
+        self.noise_space = NoiseSpace(base.spec.noise_shape, actor.config["bound"])
         self.spec: PolicySpec = replace(base.spec, noise_shape=(self.noise_space.size,), sha256="")
 
     @property
@@ -109,7 +109,9 @@ class SteeredPolicy(nn.Module):
         base: Any = self.base
         return {
             "actor": self.actor.config,
-            "bound": self.noise_space.bound,
-            "base": {"kind": base.kind, "config": base.config_dict()},
-            "base_sha256": self.base.spec.sha256,
+            "base": {
+                "kind": base.kind,
+                "config": base.config_dict(),
+                "noise_shape": list(base.spec.noise_shape),
+            },
         }

@@ -31,6 +31,8 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
+from dsrl.pretrained.toy import ToyPolicy
+from dsrl.steered import NoiseActor, SteeredPolicy
 
 FORMAT, VERSION = "dsrl", 1
 _FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
@@ -150,10 +152,28 @@ def _build_flow(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -
     return FlowPolicy.from_config(config, spec)
 
 
+def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    inner = config["base"]
+    base_weights = {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+    base_spec = replace(
+        spec, noise_shape=tuple(inner["noise_shape"]), sha256=weights_sha256(base_weights), provenance={}
+    )
+    base: Any = KINDS[inner["kind"]](inner["config"], base_spec, base_weights)
+    steered = SteeredPolicy(base, NoiseActor(config["actor"]))
+    steered.spec = replace(steered.spec, sha256=spec.sha256, provenance=spec.provenance)
+    return steered
+
+
+def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    return ToyPolicy()
+
+
 # a builder gives the module; its weights are checked and loaded afterwards, in build_policy
 KINDS: dict[str, Builder] = {
     "diffusion": _build_diffusion,
     "flow": _build_flow,
+    "steered": _build_steered,
+    "toy": _build_toy,
 }
 
 

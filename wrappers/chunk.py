@@ -45,7 +45,7 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Play ``(n_action_steps, action_dim)`` until the chunk or the episode ends; actions are clipped to the limits."""
+        """Play ``(n_action_steps, action_dim)``, clipped to the limits, until the chunk or the episode ends."""
         chunk = np.clip(
             np.asarray(action, dtype=self.action_space.dtype), self.action_space.low, self.action_space.high
         )

@@ -150,12 +150,12 @@ def _check_fit(policy: FrozenPolicy, obs_space: gym.Space, action_space: gym.Spa
     expected_obs = (spec.n_obs_steps, spec.obs_dim)
     if obs_space.shape != expected_obs:
         raise ValueError(
-            f"the environment observes {obs_space.shape}, the policy reads (n_obs_steps, obs_dim) = {expected_obs} from "
-            f"{dict(spec.obs_shapes)}; wrap it in ObservationHistory, or use make_vec_env(env, policy)"
+            f"the environment observes {obs_space.shape}, the policy reads (n_obs_steps, obs_dim) = {expected_obs} "
+            f"from {dict(spec.obs_shapes)}; wrap it in ObservationHistory, or use make_vec_env(env, policy)"
         )
     expected_action = (spec.n_action_steps, spec.action_dim)
     if action_space.shape != expected_action:
         raise ValueError(
-            f"the environment takes actions {action_space.shape}, the policy plays chunks (n_action_steps, action_dim) = "
-            f"{expected_action}; wrap it in ActionChunk, or use make_vec_env(env, policy)"
+            f"the environment takes actions {action_space.shape}, the policy plays chunks (n_action_steps, action_dim) "
+            f"= {expected_action}; wrap it in ActionChunk, or use make_vec_env(env, policy)"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
@@ -59,7 +61,7 @@ def make_vec_env(
         seed: of the first environment; the others follow.
         subprocess: a process per environment; by default for simulators whose steps take milliseconds.
     """
-    thunks = [partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
+    thunks = [partial(_make_in_worker, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
     if subprocess is None:
         family = env.family if isinstance(env, EnvSpec) else str(env).partition("/")[0]
         subprocess = n_envs > 1 and family in _HEAVY
@@ -69,3 +71,10 @@ def make_vec_env(
     if seed is not None:
         venv.seed(seed)
     return venv
+
+
+def _make_in_worker(*args: Any, **kwargs: Any) -> gym.Env:
+    """Make an environment; in a process of its own, leave Ctrl-C to the parent, who saves before it closes."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make_chunk_env(*args, **kwargs)

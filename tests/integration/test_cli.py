@@ -3,12 +3,12 @@
 import csv
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import pytest
@@ -78,7 +78,9 @@ def test_weights_with_nan_are_refused(dsrl, toy_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("verb", ["finetune", "probe", "evaluate"])
 def test_a_checkpoint_that_does_not_fit_the_environment_is_refused(dsrl, toy_checkpoint, tmp_path, verb):
-    target = ["--base-policy", toy_checkpoint, "--run-dir", tmp_path / "run"] if verb == "finetune" else [toy_checkpoint]
+    target = (
+        ["--base-policy", toy_checkpoint, "--run-dir", tmp_path / "run"] if verb == "finetune" else [toy_checkpoint]
+    )
     done = dsrl(verb, *target, "--env", "Pendulum-v1")
     refused(done, "does not fit", "(1, 3)", "(1, 4)")
     assert not (tmp_path / "run").exists()
@@ -86,10 +88,11 @@ def test_a_checkpoint_that_does_not_fit_the_environment_is_refused(dsrl, toy_che
 
 @pytest.mark.parametrize(
     ("asked", "near"),
-    [("dsrl/PointRech-v0", "dsrl/PointReach-v0"), ("robosuite/Lyft", "robosuite/Lift"), ("Pendulumm-v1", "Pendulum-v1")],
+    [("dsrl/PointRech-v0", "dsrl/PointReach-v0"), ("robosuite/Lyft", "Lift"), ("Pendulumm-v1", "Pendulum-v1")],
 )
 def test_an_unknown_environment_names_the_nearest(dsrl, toy_checkpoint, asked, near):
-    refused(dsrl("finetune", "--base-policy", toy_checkpoint, "--env", asked), asked, f"Did you mean '{near}'?")
+    done = dsrl("finetune", "--base-policy", toy_checkpoint, "--env", asked)
+    refused(done, asked.partition("/")[2], f"Did you mean '{near}'?")
 
 
 @pytest.mark.parametrize("flag", [["--bse-policy", "x"], ["--total-env-steps", "many"], ["--algo", "dqn"]])
@@ -168,12 +171,21 @@ def test_debug_shows_the_traceback(dsrl, tmp_path):
     assert done.returncode != 0 and "Traceback" in done.stderr and "no checkpoint at" in done.stderr
 
 
-def test_a_disk_that_fills_up_is_a_message(dsrl, toy_checkpoint):
-    """The kernel's own full disk: nothing can be written below it."""
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    done = dsrl("evaluate", toy_checkpoint, "--episodes", 2, "--json", "/dev/full")
-    refused(done, "the disk is full", code=1)
+def test_an_agent_that_cannot_be_written_is_a_message(dsrl, toy_checkpoint, tmp_path):
+    """A limit on the size of files stands for a full disk: what was written before stays."""
+    run, limit = tmp_path / "run", (20_000, 20_000)
+    flags = ["--base-policy", toy_checkpoint, "--run-dir", run, "--total-env-steps", 2000, *LEARN]
+    done = dsrl("finetune", *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    refused(done, "could not be written", ".zip", code=1)
+    assert table(run)[0]["policy"] == "base" and not list(run.rglob("*.tmp*"))
+
+
+def test_numbers_that_cannot_be_written_are_a_message(dsrl, toy_checkpoint, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    done = dsrl("evaluate", toy_checkpoint, "--episodes", 2, "--json", tmp_path / "file" / "report.json")
+    refused(done, "report.json could not be written", code=1)
+    done = dsrl("evaluate", toy_checkpoint, "--episodes", 2, "--json", tmp_path / "new" / "report.json")
+    assert done.returncode == 0 and (tmp_path / "new" / "report.json").is_file(), done.stderr
 
 
 def test_a_config_file_of_a_run_repeats_it(dsrl, toy_checkpoint, tmp_path):
@@ -208,7 +220,7 @@ def test_an_interruption_keeps_what_was_learned(toy_checkpoint, dsrl, tmp_path, 
     assert done.returncode == 0, done.stderr
 
 
-SIMULATOR = '''
+SIMULATOR = """
 import gymnasium
 from dsrl.wrappers.toy import PointReach
 
@@ -222,17 +234,36 @@ class Breaks(PointReach):
         return super().step(action)
 
 gymnasium.register("test/Breaks-v0", Breaks, max_episode_steps=32)
-'''
+"""
 
 
-def test_a_simulator_that_raises_does_not_cost_what_was_learned(dsrl, toy_checkpoint, tmp_path):
-    (tmp_path / "breaking_simulator.py").write_text(SIMULATOR)
+@pytest.fixture
+def simulator(tmp_path):
+    """A module that registers an environment which breaks after a while, and the process environment that finds it."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "breaking_simulator.py").write_text(SIMULATOR)
+    return {**quiet()["env"], "PYTHONPATH": str(tmp_path / "modules")}
+
+
+def test_a_simulator_that_raises_does_not_cost_what_was_learned(simulator, toy_checkpoint, tmp_path):
     run = tmp_path / "run"
-    environment = {**quiet()["env"], "PYTHONPATH": str(tmp_path)}
-    flags = ["--base-policy", toy_checkpoint, "--env", "breaking_simulator:test/Breaks-v0", "--run-dir", run]
-    done = dsrl("finetune", *flags, "--total-env-steps", 5000, *LEARN, env=environment)
+    flags = ["finetune", "--base-policy", toy_checkpoint, "--env", "test/Breaks-v0", "--run-dir", run]
+    flags += ["--total-env-steps", 5000, *LEARN]
+    code = "import sys, breaking_simulator; from dsrl.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = {**quiet(), "env": simulator}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], **options, check=False)
     refused(done, "the contact solver has diverged", str(run), code=1)
     assert (run / "final.zip").is_file() and table(run)[0]["policy"] == "base"
+
+
+def test_an_environment_of_ones_own_is_named_with_its_module(dsrl, simulator, toy_checkpoint):
+    """As in gymnasium.make: what stands before the colon is imported first."""
+    done = dsrl(
+        "evaluate", toy_checkpoint, "--env", "breaking_simulator:test/Breaks-v0", "--episodes", 2, env=simulator
+    )
+    assert done.returncode == 0, done.stderr
+    done = dsrl("evaluate", toy_checkpoint, "--env", "no_such_module:test/Breaks-v0", env=simulator)
+    refused(done, "no_such_module")
 
 
 def test_the_command_line_does_not_import_torch():
