@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import dsrl_command, quiet
 
+from dsrl.pretrained import load_policy
+
 pytestmark = [pytest.mark.integration]
 
 LEARN = ["--warmup-env-steps", 200, "--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
@@ -49,6 +51,12 @@ def test_a_missing_checkpoint_names_its_neighbour(dsrl, toy_checkpoint):
 @pytest.mark.parametrize("verb", ["inspect", "probe", "evaluate"])
 def test_every_verb_that_reads_a_checkpoint_says_so(dsrl, tmp_path, verb):
     refused(dsrl(verb, tmp_path / "nowhere.pt"), "no checkpoint at")
+
+
+def test_inspect_prints_the_whole_hash_in_a_narrow_terminal(dsrl, toy_checkpoint):
+    done = dsrl("inspect", toy_checkpoint, env={**quiet()["env"], "COLUMNS": "60"})
+    digest = load_policy(toy_checkpoint, device="cpu").spec.sha256
+    assert digest in "".join(character for character in done.stdout if character.isalnum())
 
 
 def test_a_truncated_checkpoint_is_refused(dsrl, toy_checkpoint, tmp_path):

@@ -179,7 +179,7 @@ def test_an_agent_file_does_not_hold_the_base_policy(sac_run, base_copy):
 
 
 def test_an_agent_refuses_another_base_policy(sac_run, other_policy):
-    with pytest.raises(DsrlError, match="steers the base policy .* means nothing to another policy"):
+    with pytest.raises(DsrlError, match=r"steers the base policy .* means nothing to another policy"):
         read_actor(sac_run.run_dir / "best.zip", load_policy(other_policy, device="cpu"))
 
 
