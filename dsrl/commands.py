@@ -40,7 +40,8 @@ def probe(config: ProbeConfig) -> None:
 
 def inspect(config: InspectConfig) -> None:
     """``dsrl inspect``"""
-    table = Table(show_header=False, title=str(config.checkpoint))
+    table = Table("", "", show_header=False, title=str(config.checkpoint))
+    table.columns[1].overflow = "fold"  # a hash that is cut off is of no use
     for name, value in describe(config.checkpoint):
         table.add_row(name, value)
     Console().print(table)
