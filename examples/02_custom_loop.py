@@ -2,7 +2,7 @@
 
     python examples/02_custom_loop.py
 
-No stable-baselines3 agent and no command line: the steered environment is a gymnasium environment whose action is noise.
+No stable-baselines3 and no command line: the steered environment is a gymnasium environment whose action is noise.
 """
 
 import argparse

@@ -1,9 +1,6 @@
-"""A frozen policy of one's own, steered with stock soft actor-critic.
+"""A frozen policy of one's own, steered with stock soft actor-critic: python examples/03_own_policy.py
 
-    python examples/03_own_policy.py
-
-The policy below aims at where it believes the goal to be, which is somewhere else. Its noise is all that the agent may
-choose; the policy itself never changes.
+It aims at where it believes the goal to be, which is somewhere else. The agent chooses its noise and nothing else.
 """
 
 import argparse
@@ -42,17 +39,18 @@ class DisplacedPolicy:
 
 
 class Prior:
-    """Plays the base policy: noise from ``N(0, I)``, clipped to the box."""
+    """The base policy as a player: noise from ``N(0, I)``, clipped to the box."""
 
     def __init__(self, space):
         self.space = space
 
-    def predict(self, obs, state=None, episode_start=None, deterministic=False):
+    def predict(self, obs, state=None, **_):
+        """The noise for a batch of observations, as an agent of stable-baselines3 gives it."""
         return np.stack([self.space.sample() for _ in obs]), state
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--decisions", type=int, default=1_500, help="one is a chunk of four env steps")
     parser.add_argument("--test-episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -62,13 +60,9 @@ def main() -> None:
     policy, gamma = DisplacedPolicy(), 0.99
     envs = make_vec_env("dsrl/PointReach-v0", policy.spec, n_envs=1, gamma=gamma, seed=args.seed)
     envs = SteeredVecEnv(envs, policy)
-    settings = {
-        "ent_coef": 0.001,
-        "learning_starts": 200,
-        "learning_rate": 1e-3,
-        "policy_kwargs": {"net_arch": [64, 64]},
-    }
-    agent = SAC("MlpPolicy", envs, gamma=gamma**policy.spec.n_action_steps, seed=args.seed, **settings)
+    network = {"net_arch": [64, 64]}
+    common = {"ent_coef": 0.001, "learning_rate": 1e-3, "learning_starts": 200, "policy_kwargs": network}
+    agent = SAC("MlpPolicy", envs, gamma=gamma**policy.spec.n_action_steps, seed=args.seed, **common)
 
     def success(player) -> float:
         envs.seed(1_000_000)  # the same starts for both; the reward is 1 on arrival, so the return is success
