@@ -110,5 +110,7 @@ def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpe
             f"{facts['path']} is no longer the base policy of this run: its weights hash to {base.spec.sha256[:12]}, "
             f"the run steered {facts['sha256'][:12]}"
         )
+    if agent == "best" and folder.final.exists() and not folder.best.exists():
+        raise DsrlError(f"the run {path} ended before its first evaluation; its last agent is there: --agent final")
     actor = read_actor(folder.best if agent == "best" else folder.final, base)
     return SteeredPolicy(base, actor), EnvSpec.from_robomimic(facts["env"])

@@ -228,18 +228,36 @@ def test_an_interruption_keeps_what_was_learned(toy_checkpoint, dsrl, tmp_path, 
     assert done.returncode == 0, done.stderr
 
 
+def test_an_interruption_before_the_first_evaluation_keeps_the_last_agent(toy_checkpoint, dsrl, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--base-policy", toy_checkpoint, "--run-dir", run, *LEARN, "--eval-interval", 900_000]
+    command = dsrl_command("finetune", *flags, "--total-env-steps", 1_000_000)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=quiet()["env"]) as process:
+        try:
+            wait_until(lambda: (run / "metrics.csv").is_file() or process.poll() is not None)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    refused(dsrl("evaluate", run), "ended before its first evaluation", "--agent final")
+    assert dsrl("evaluate", run, "--agent", "final", "--episodes", 2).returncode == 0
+
+
 SIMULATOR = """
+import os
 import gymnasium
 from dsrl.wrappers.toy import PointReach
 
 class Breaks(PointReach):
-    steps = 0
+    steps, fault = 0, os.environ.get("FAULT")
 
     def step(self, action):
         Breaks.steps += 1
-        if Breaks.steps > 1500:
+        if Breaks.steps > 1500 and self.fault == "raise":
             raise RuntimeError("the contact solver has diverged")
-        return super().step(action)
+        obs, *rest = super().step(action)
+        return (obs * float("nan") if Breaks.steps > 1500 else obs, *rest)
 
 gymnasium.register("test/Breaks-v0", Breaks, max_episode_steps=32)
 """
@@ -253,14 +271,17 @@ def simulator(tmp_path):
     return {**quiet()["env"], "PYTHONPATH": str(tmp_path / "modules")}
 
 
-def test_a_simulator_that_raises_does_not_cost_what_was_learned(simulator, toy_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "message"), [("raise", "the contact solver has diverged"), ("nan", "observation 'state'[0] is nan")]
+)
+def test_a_simulator_that_fails_does_not_cost_what_was_learned(simulator, toy_checkpoint, tmp_path, fault, message):
     run = tmp_path / "run"
     flags = ["finetune", "--base-policy", toy_checkpoint, "--env", "test/Breaks-v0", "--run-dir", run]
     flags += ["--total-env-steps", 5000, *LEARN]
     code = "import sys, breaking_simulator; from dsrl.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = {**quiet(), "env": simulator}
+    options = {**quiet(), "env": {**simulator, "FAULT": fault}}
     done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], **options, check=False)
-    refused(done, "the contact solver has diverged", str(run), code=1)
+    refused(done, message, str(run), code=1)
     assert (run / "final.zip").is_file() and table(run)[0]["policy"] == "base"
 
 
