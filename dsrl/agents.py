@@ -11,6 +11,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -52,9 +53,9 @@ class ChunkReplayBuffer(ReplayBuffer):
         terminated = self.dones[at] * (1 - self.timeouts[at])
         rewards = self._normalize_reward(self.rewards[at].reshape(-1, 1), env)
         return ReplayBufferSamples(
-            observations=self.to_torch(self._normalize_obs(self.observations[at], env)),
+            observations=self.to_torch(np.asarray(self._normalize_obs(self.observations[at], env))),
             actions=self.to_torch(self.actions[at]),
-            next_observations=self.to_torch(self._normalize_obs(self.next_observations[at], env)),
+            next_observations=self.to_torch(np.asarray(self._normalize_obs(self.next_observations[at], env))),
             dones=self.to_torch(terminated.reshape(-1, 1)),
             rewards=self.to_torch(rewards),
             discounts=self.to_torch(self.gamma ** self.chunk_lengths[at].reshape(-1, 1)),
@@ -66,7 +67,7 @@ class LayerNormCritic(ContinuousCritic):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        features_dim = kwargs["features_dim"] + int(np.prod(self.action_space.shape))
+        features_dim = kwargs["features_dim"] + get_action_dim(self.action_space)
         for index in range(self.n_critics):
             layers = create_mlp(
                 features_dim, 1, kwargs["net_arch"], kwargs["activation_fn"], post_linear_modules=[nn.LayerNorm]
@@ -87,6 +88,7 @@ class SteeringPolicy(SACPolicy):
         actor = super().make_actor(features_extractor)
         with torch.no_grad():
             for head in (actor.mu, actor.log_std):
+                assert isinstance(head, nn.Linear)  # it would be a parameter with generalised exploration only
                 head.weight.mul_(0.01)
                 head.bias.zero_()
         return actor

@@ -119,7 +119,8 @@ class SteeringEvaluation(BaseCallback):
 
     def steered(self) -> SteeredPolicy:
         """The steered policy as it is now."""
-        return SteeredPolicy(self.policy, actor_from_state(self.model.policy.state_dict(), self.model.steering))
+        model: Any = self.model  # which carries `steering`, see agents.steering_facts
+        return SteeredPolicy(self.policy, actor_from_state(model.policy.state_dict(), model.steering))
 
     def record_base(self) -> Evaluation:
         """The first row of ``evaluations.csv``: the base policy at env step 0."""

@@ -82,7 +82,7 @@ def _dispatch(args: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _parse(name: str, kind: type, command: Command, args: list[str]) -> Any:
+def _parse(name: str, kind: Any, command: Command, args: list[str]) -> Any:
     """Defaults, then ``--config FILE`` where there is one, then flags."""
     import tyro
 
@@ -93,13 +93,11 @@ def _parse(name: str, kind: type, command: Command, args: list[str]) -> Any:
             raise DsrlError("--config needs a file, for example the config.yaml of a run folder")
         default = {"default": _read_config(Path(args[at + 1]))}
         args = args[:at] + args[at + 2 :]
-    target: Any = kind
-    if command.positional:
-        target = _with_positionals(kind, command.positional)
+    target = _with_positionals(kind, command.positional)
     return tyro.cli(target, prog=f"dsrl {name}", description=kind.__doc__, args=args, **default)
 
 
-def _with_positionals(kind: type, names: tuple[str, ...]) -> type:
+def _with_positionals(kind: Any, names: tuple[str, ...]) -> Any:
     """Let ``dsrl inspect ckpt.pt`` do without flag names."""
     import tyro
 

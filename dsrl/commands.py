@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +15,14 @@ from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectCon
 from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
-from dsrl.evaluate import evaluation_envs
+from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import writing
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
+from dsrl.video import film
 
 
 def finetune(config: FinetuneConfig) -> int:
@@ -53,22 +55,13 @@ def export(config: ExportConfig) -> None:
         raise DsrlError(f"{config.out} exists; choose another name or pass --overwrite")
     policy, env = load_run(config.run, config.agent, "cpu")
     save_policy(policy, config.out)
-    Console().print(f"wrote {config.out}: {policy.spec.describe()}, made for {env.id if env else 'no environment'}")
+    Console().print(f"wrote {config.out}: {policy.spec.describe()}, made for {env.id}")
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """``dsrl evaluate``"""
-    console, device = Console(), str(auto_device(config.device))
-    base: FrozenPolicy
-    steered: SteeredPolicy | None = None
-    env: EnvSpec | str | None = config.env
-    if config.target.is_dir():
-        steered, known = load_run(config.target, config.agent, device)
-        base, env = steered.base, env or known
-    else:
-        base = load_policy(config.target, device=device)
-        if isinstance(base, SteeredPolicy):
-            base, steered = base.base, base
+    console = Console()
+    base, steered, env = _resolve(config)
     with evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward) as envs:
         comparison = compare(base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats)
     comparison.print(console)
@@ -78,25 +71,25 @@ def evaluate(config: EvaluateConfig) -> None:
             config.json.parent.mkdir(parents=True, exist_ok=True)
             comparison.save(config.json)
     if config.video is not None:
-        from dsrl.video import film
-
-        where = env or base.spec.env
-        for name, policy, noise_scale in (("base", base, 1.0), ("steered", steered, 0.0)):
-            if policy is not None and where is not None:
-                film(
-                    policy,
-                    where,
-                    config.video,
-                    name=name,
-                    episodes=config.video_episodes,
-                    seed=config.seed,
-                    noise_scale=noise_scale,
-                    reward=config.reward,
-                )
+        settings: dict[str, Any] = {"episodes": config.video_episodes, "seed": config.seed, "reward": config.reward}
+        film(base, env, config.video, name="base", **settings)
+        if steered is not None:
+            film(steered, env, config.video, name="steered", noise_scale=0.0, **settings)
         console.print(f"videos: {config.video}")
 
 
-def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpec | None]:
+def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None, EnvSpec | str]:
+    """Base policy, steered policy and environment of a run folder or a checkpoint."""
+    device = str(auto_device(config.device))
+    if config.target.is_dir():
+        steered, known = load_run(config.target, config.agent, device)
+        return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
+    policy = load_policy(config.target, device=device)
+    env = environment_of(policy, config.env)
+    return (policy.base, policy, env) if isinstance(policy, SteeredPolicy) else (policy, None, env)
+
+
+def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpec]:
     """The steered policy of a run folder, and the environment that it was trained in.
 
     Raises:

@@ -109,7 +109,7 @@ def evaluate(
     success, held = np.zeros(total, bool), np.zeros(total, bool)
     returns, lengths = np.zeros(total), np.zeros(total, int)
     with _seeded(envs, [[seed + episode // repeats for episode in slot] for slot in slots]):
-        obs, left = envs.reset(), total
+        obs, left = np.asarray(envs.reset()), total
         while left:
             if not np.isfinite(obs).all():
                 raise RunFailed("the environment returned an observation that is not finite; the episode cannot go on")
@@ -118,7 +118,7 @@ def evaluate(
             chunk = policy.decode(cond, noise)
             if watch is not None:
                 watch(cond, noise, chunk)
-            obs, rewards, dones, infos = envs.step(chunk.cpu().numpy())
+            obs, rewards, dones, infos = envs.step(chunk.cpu().numpy())  # type: ignore[assignment]
             for index, slot in enumerate(slots):
                 if not slot:
                     continue
@@ -157,6 +157,22 @@ def evaluate_in_env(
         return evaluate(policy, envs, episodes=episodes, seed=seed, **kwargs)
 
 
+def environment_of(policy: FrozenPolicy, env: EnvSpec | str | None = None) -> EnvSpec | str:
+    """The environment to act in: ``env``, or the one that the policy was made for.
+
+    An id that names the policy's own environment keeps the arguments that the policy remembers.
+
+    Raises:
+        DsrlError: when neither is known.
+    """
+    known = policy.spec.env
+    if env is None or (known is not None and env == known.id):
+        if known is None:
+            raise DsrlError("this policy does not say which environment it was made for; name one with --env")
+        return known
+    return env
+
+
 @contextmanager
 def evaluation_envs(
     policy: FrozenPolicy, *, env: EnvSpec | str | None = None, n_envs: int = 4, reward: str = "auto"
@@ -164,15 +180,17 @@ def evaluation_envs(
     """Chunked environments that are closed afterwards.
 
     Raises:
-        DsrlError: when neither the caller nor the policy names an environment, or it does not fit the policy.
+        DsrlError: when no environment is known, or the policy cannot act in it.
     """
     from dsrl.wrappers import make_vec_env
+    from dsrl.wrappers.steered import check_fit
 
-    spec = env or policy.spec.env
-    if spec is None:
-        raise DsrlError("this policy does not say which environment it was made for; name one with --env")
-    envs = make_vec_env(spec, policy.spec, n_envs, reward=reward)
+    envs = make_vec_env(environment_of(policy, env), policy.spec, n_envs, reward=reward)
     try:
+        try:
+            check_fit(policy, envs.observation_space, envs.action_space)
+        except ValueError as misfit:
+            raise DsrlError(f"this policy does not fit this environment: {misfit}") from misfit
         yield envs
     finally:
         envs.close()

@@ -18,8 +18,8 @@ from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
 from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed
-from dsrl.evaluate import evaluation_envs
+from dsrl.errors import RunFailed
+from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
 from dsrl.plots import learning_curve
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, device=str(auto_device(config.device)))
-    env = resolve_env_spec(_env_of(config, policy))
+    env = resolve_env_spec(environment_of(policy, config.env))
     noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or _BOUNDS[config.algo])
     with ExitStack() as stack:
         eval_envs = stack.enter_context(
@@ -66,7 +66,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma, seed=_TRAIN + 1000 * config.seed
         )
         stack.callback(train_envs.close)
-        steered_envs = _steered(train_envs, policy, noise_space)
+        steered_envs = SteeredVecEnv(train_envs, policy, noise_space)
         folder = RunFolder.create(
             config.run_dir or _default_dir(config, env),
             config=to_dict(config),
@@ -105,6 +105,7 @@ class _Run:
         self.model = BUILDERS[config.algo](
             config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
         )
+        # a plain attribute, which stable-baselines3 saves as readable JSON
         self.model.steering = steering_facts(config.algo, noise_space.bound, policy)  # type: ignore[attr-defined]
         outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
         self.model.set_logger(Logger(str(folder.path), outputs))
@@ -177,23 +178,6 @@ class _Run:
 
     def _title(self) -> str:
         return f"{self.folder.path.name}: {self.config.algo} on the noise"
-
-
-def _steered(envs: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace) -> SteeredVecEnv:
-    try:
-        return SteeredVecEnv(envs, policy, noise_space)
-    except ValueError as misfit:
-        raise DsrlError(f"this policy does not fit this environment: {misfit}") from misfit
-
-
-def _env_of(config: FinetuneConfig, policy: FrozenPolicy) -> EnvSpec | str:
-    """``--env`` if it is given, with the checkpoint's arguments where both name the same environment."""
-    known = policy.spec.env
-    if config.env and (known is None or config.env != known.id):
-        return config.env
-    if known is None:
-        raise DsrlError("this checkpoint does not say which environment it was made for; name one with --env")
-    return known
 
 
 def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:

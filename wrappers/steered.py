@@ -35,7 +35,7 @@ class Steering:
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(policy.cond_dim,), dtype=np.float32)
         self.action_space = self.noise_space.action_space()
         self._cond = torch.empty(0, policy.cond_dim)
-        _check_fit(policy, obs_space, action_space)
+        check_fit(policy, obs_space, action_space)
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
@@ -144,8 +144,12 @@ class SteeredEnv(gym.Wrapper):
         return self.steering.observe(obs[None])[0], reward, terminated, truncated, info
 
 
-def _check_fit(policy: FrozenPolicy, obs_space: gym.Space, action_space: gym.Space) -> None:
-    """Raise a ValueError that teaches when the policy cannot act in these spaces."""
+def check_fit(policy: FrozenPolicy, obs_space: gym.Space, action_space: gym.Space) -> None:
+    """Check that a policy can act in these spaces of a chunked environment.
+
+    Raises:
+        ValueError: when it cannot, with both shapes and what to do.
+    """
     spec = policy.spec
     expected_obs = (spec.n_obs_steps, spec.obs_dim)
     if obs_space.shape != expected_obs:

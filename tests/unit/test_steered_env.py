@@ -97,7 +97,7 @@ def test_environments_of_one_vec_env_do_not_share_starts():
 
 
 def test_a_policy_of_another_shape_is_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"\(4, 2\).*make_vec_env"):
+    with pytest.raises(ValueError, match=r"\(1, 3\).*\(1, 4\).*make_vec_env"):
         SteeredEnv(chunked(make_env("Pendulum-v1"), POLICY.spec), POLICY, SPACE)
 
 
