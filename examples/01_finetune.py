@@ -34,6 +34,7 @@ def main() -> None:
         eval_interval=max(1, args.total_env_steps // 8),
         eval_episodes=args.eval_episodes,
         final_episodes=2 * args.eval_episodes,
+        probe_episodes=min(16, args.eval_episodes),
     )
     result = finetune(config)
     if result.comparison is not None:
