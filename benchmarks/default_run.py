@@ -42,11 +42,8 @@ def main() -> None:
         writer = csv.DictWriter(file, list(points[0]))
         writer.writeheader()
         writer.writerows(points)
-    learning_curves(
-        {args.algo: list(curves.values())},
-        RESULTS / f"default_{args.algo}.png",
-        title=f"{args.algo} on the noise of the Lift policy",
-    )
+    title = f"{args.algo} on the noise of the Lift policy"
+    learning_curves({args.algo: list(curves.values())}, RESULTS / f"default_{args.algo}.png", title)
     for row in rows:
         print(f"{row['algo']} seed {row['seed']}  {row['policy']:<32} {row['success_rate']:.0%}")
 

@@ -17,7 +17,6 @@ _EXPORTS = {
     "DiffusionPolicy": "dsrl.diffusion",
     "FlowPolicy": "dsrl.diffusion",
     "SteeredPolicy": "dsrl.steered",
-    "evaluate": "dsrl.evaluate",
     "load_policy": "dsrl.pretrained",
     "save_policy": "dsrl.pretrained",
     "make_env": "dsrl.wrappers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,21 @@ def build_ppo(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: A
     )
 
 
-BUILDERS: dict[str, Callable[..., BaseAlgorithm]] = {"sac": build_sac, "ppo": build_ppo}
+@dataclass(frozen=True)
+class Algorithm:
+    """What differs between agents outside of their own code."""
+
+    build: Callable[..., BaseAlgorithm]
+    bound: float
+    """default half-width of the noise: SAC's squashed actor starts near N(0, I) at 1.5, PPO's Gaussian needs 3"""
+    log_interval: int
+    """SAC counts finished episodes between log entries, PPO roll-outs of thousands of env steps"""
+
+
+ALGORITHMS = {
+    "sac": Algorithm(build_sac, bound=1.5, log_interval=10),
+    "ppo": Algorithm(build_ppo, bound=3.0, log_interval=1),
+}
 
 
 def steering_facts(algo: str, bound: float, policy: FrozenPolicy) -> dict[str, Any]:

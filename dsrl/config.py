@@ -107,8 +107,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "n_eval_envs")
-        if self.bound is not None and not self.bound > 0:
-            raise DsrlError(f"--bound is {self.bound}; it must be positive (1.5 is a good start, 3 covers N(0, I))")
+        if self.bound is not None:
+            _check_bound(self.bound)
         if not 0 < self.gamma <= 1:
             raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
         if not 0 <= self.warmup_env_steps < self.total_env_steps:
@@ -176,6 +176,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "states", "repeats", "n_envs")
+        _check_bound(self.bound)
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,11 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
             value = Path(value)
         kwargs[key] = value
     return kind(**kwargs)
+
+
+def _check_bound(bound: float) -> None:
+    if not 0 < bound < float("inf"):
+        raise DsrlError(f"--bound is {bound}; it must be positive and finite (1.5 is a good start, 3 covers N(0, I))")
 
 
 def _positive(config: Any, *names: str) -> None:

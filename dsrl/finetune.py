@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import read_actor
-from dsrl.agents import BUILDERS, steering_facts
+from dsrl.agents import ALGORITHMS, steering_facts
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, check_finite
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
@@ -33,7 +33,6 @@ from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec
 
 # seeds of initial states: training, curve, probe and final comparison never share one
 _TRAIN, _CURVE, _PROBE, _FINAL = 1_000_000, 2_000_000, 3_000_000, 4_000_000
-_BOUNDS = {"sac": 1.5, "ppo": 3.0}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, device=str(auto_device(config.device)))
     env = resolve_env_spec(environment_of(policy, config.env))
-    noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or _BOUNDS[config.algo])
+    noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or ALGORITHMS[config.algo].bound)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(
             evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
@@ -82,7 +81,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         run = _Run(config, policy, noise_space, steered_envs, eval_envs, folder, console)
         if run.learn():
             run.draw()
-            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
+            flag = "" if folder.best.exists() else " --agent final"
+            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}{flag}")
             return FinetuneResult(folder.path, None)
         return FinetuneResult(folder.path, run.conclude())
 
@@ -102,7 +102,8 @@ class _Run:
     ):
         self.config, self.policy, self.noise_space, self.folder = config, policy, noise_space, folder
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
-        self.model = BUILDERS[config.algo](
+        self.algorithm = ALGORITHMS[config.algo]
+        self.model = self.algorithm.build(
             config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
         )
         # a plain attribute, which stable-baselines3 saves as readable JSON
@@ -130,7 +131,11 @@ class _Run:
         interrupted = False
         try:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
-            self.model.learn(self.config.total_env_steps, callback=[self.steps, self.evaluation], log_interval=10)
+            self.model.learn(
+                self.config.total_env_steps,
+                callback=[self.steps, self.evaluation],
+                log_interval=self.algorithm.log_interval,
+            )
         except KeyboardInterrupt:
             interrupted = True
         except RunFailed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -81,8 +82,13 @@ def _registered(env_id: str) -> Registered:
     from dsrl.wrappers import toy
 
     toy.register()
+    module, _, name = env_id.rpartition(":")
     try:
-        return gymnasium.spec(env_id)
+        if module:  # as in gymnasium.make: an environment of one's own is registered by its module
+            import_module(module)
+        return gymnasium.spec(name)
+    except ModuleNotFoundError as error:
+        raise DsrlError(f"'{env_id}' names a module that cannot be imported: {error}") from error
     except gymnasium.error.Error as error:
         raise DsrlError(f"no environment '{env_id}' is registered.{nearest(env_id, _all_names())} ({error})") from error
 

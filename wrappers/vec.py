@@ -17,6 +17,7 @@ from dsrl.policy import PolicySpec
 from dsrl.wrappers.chunk import ActionChunk
 from dsrl.wrappers.history import ObservationHistory
 from dsrl.wrappers.make import make_env
+from dsrl.wrappers.reward import RewardConvention
 from dsrl.wrappers.seeds import SeededEpisodes
 
 # simulators that are worth a process of their own: an env step takes milliseconds
@@ -37,7 +38,10 @@ def make_chunk_env(
     render_mode: str | None = None,
 ) -> gym.Env:
     """One chunked environment whose episodes can be seeded one by one (:class:`SeededEpisodes`)."""
-    single = env() if callable(env) else make_env(env, reward=reward, render_mode=render_mode)
+    if callable(env):
+        single = env() if reward == "auto" else RewardConvention(env(), reward)
+    else:
+        single = make_env(env, reward=reward, render_mode=render_mode)
     return Monitor(SeededEpisodes(chunked(single, spec, gamma)))
 
 
@@ -56,7 +60,7 @@ def make_vec_env(
     Args:
         env: a spec, an id such as ``robosuite/Lift``, or a function that makes a gymnasium environment.
         spec: of the policy that will act: history and chunk lengths.
-        reward: ``auto``, ``success``, ``step-cost`` or ``dense``.
+        reward: ``auto``, ``success``, ``step-cost`` or ``dense``; ``auto`` leaves a function's environment as it is.
         gamma: discount per env step inside a chunk.
         seed: of the first environment; the others follow.
         subprocess: a process per environment; by default for simulators whose steps take milliseconds.

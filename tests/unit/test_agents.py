@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from dsrl.actor_file import actor_from_state, read_actor
-from dsrl.agents import BUILDERS, ChunkReplayBuffer, build_sac, steering_facts
+from dsrl.agents import ALGORITHMS, ChunkReplayBuffer, build_sac, steering_facts
 from dsrl.config import FinetuneConfig, SACConfig
 from dsrl.errors import DsrlError
 from dsrl.noise import NoiseSpace
@@ -25,7 +25,7 @@ def steered_env(bound: float = 1.5, n_envs: int = 2) -> SteeredVecEnv:
 
 def agent(algo: str = "sac", bound: float = 1.5):
     config = FinetuneConfig(n_envs=2, hidden_dims=(16, 16), warmup_env_steps=400)
-    model = BUILDERS[algo](config, steered_env(bound), POLICY.spec.n_action_steps, seed=0, device="cpu")
+    model = ALGORITHMS[algo].build(config, steered_env(bound), POLICY.spec.n_action_steps, seed=0, device="cpu")
     model.steering = steering_facts(algo, bound, POLICY)
     return model
 
@@ -107,7 +107,7 @@ def test_the_copied_actor_is_the_agents_actor(algo: str):
 
 @pytest.mark.parametrize(("algo", "std"), [("sac", 0.94), ("ppo", 1.0)])
 def test_an_untrained_agent_is_close_to_the_base_policy(algo: str, std: float):
-    model = agent(algo, {"sac": 1.5, "ppo": 3.0}[algo])
+    model = agent(algo, ALGORITHMS[algo].bound)
     actor = actor_from_state(model.policy.state_dict(), model.steering)
     cond = torch.as_tensor(model.env.reset())[:1].expand(4000, -1)
     noise = actor(cond, torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)))
