@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 
 import gymnasium
-from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from dsrl.env_spec import FAMILIES, EnvSpec
@@ -58,12 +57,6 @@ def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | No
     if render_mode is not None:
         _choose_renderer()
     return RewardConvention(_adapter(spec, render_mode), reward)
-
-
-def action_bounds(env: gymnasium.Env) -> spaces.Box:
-    """The box that actions live in."""
-    assert isinstance(env.action_space, spaces.Box)
-    return env.action_space
 
 
 def _choose_renderer() -> None:

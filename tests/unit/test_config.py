@@ -1,0 +1,45 @@
+"""Settings: one dataclass behind flags, files and run folders."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsrl.config import FinetuneConfig, PPOConfig, ProbeConfig, SACConfig, finetune_config, to_dict
+from dsrl.errors import DsrlError
+
+
+def test_a_config_survives_its_yaml_file():
+    config = FinetuneConfig(
+        base_policy=Path("ckpt.pt"), hidden_dims=(64, 32), sac=SACConfig(ent_coef="auto"), ppo=PPOConfig(target_kl=None)
+    )
+    assert finetune_config(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_what_a_file_leaves_out_keeps_its_default():
+    assert finetune_config({"sac": {"tau": 0.01}}) == FinetuneConfig(sac=SACConfig(tau=0.01))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"total_env_step": 1}, "'total_env_step'.*'total_env_steps'"),
+        ({"sac": {"ent_cof": 1}}, r"'sac\.ent_cof'.*'ent_coef'"),
+        ({"bound": 0}, "--bound is 0"),
+        ({"bound": float("nan")}, "--bound is nan"),
+        ({"gamma": 1.5}, "--gamma is 1.5"),
+        ({"n_envs": 0}, "--n-envs is 0"),
+        ({"warmup_env_steps": 5000, "total_env_steps": 5000}, "nothing would be left to steer"),
+        ({"sac": 3}, "'sac' holds 3"),
+        ({"seed": "one"}, "'seed' holds 'one', expected int"),
+        ({"algo": "td3"}, "'algo' holds 'td3', expected one of sac, ppo"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(values: dict, message: str):
+    with pytest.raises(DsrlError, match=message):
+        finetune_config(values)
+
+
+def test_a_probe_needs_a_box():
+    with pytest.raises(DsrlError, match="--bound is 0"):
+        ProbeConfig(Path("ckpt.pt"), bound=0)
