@@ -35,7 +35,13 @@ def probe(config: ProbeConfig) -> None:
     policy = load_policy(config.checkpoint, device=str(auto_device(config.device)))
     with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
         check = run_probe(
-            policy, envs, states=config.states, repeats=config.repeats, bound=config.bound, seed=config.seed
+            policy,
+            envs,
+            states=config.states,
+            repeats=config.repeats,
+            bound=config.bound,
+            seed=config.seed,
+            console=Console(),
         )
     print_probe(check, Console())
 
@@ -63,7 +69,9 @@ def evaluate(config: EvaluateConfig) -> None:
     console = Console()
     base, steered, env = _resolve(config)
     with evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward) as envs:
-        comparison = compare(base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats)
+        comparison = compare(
+            base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats, console=console
+        )
     comparison.print(console)
     console.print(comparison.verdict())
     if config.json is not None:

@@ -99,6 +99,7 @@ def compare(
     episodes: int,
     seed: int,
     repeats: int = 1,
+    console: Console | None = None,
 ) -> Comparison:
     """Play the initial states ``seed, seed + 1, ...`` with every policy.
 
@@ -109,10 +110,20 @@ def compare(
         episodes: number of initial states.
         seed: of the first one.
         repeats: noise seeds of the base policy per state, for best-of-N in hindsight.
+        console: shows progress.
     """
 
     def score(policy: FrozenPolicy, name: str, noise_scale: float = 1.0, repeats: int = 1) -> Evaluation:
-        return evaluate(policy, envs, episodes=episodes, seed=seed, name=name, noise_scale=noise_scale, repeats=repeats)
+        return evaluate(
+            policy,
+            envs,
+            episodes=episodes,
+            seed=seed,
+            name=name,
+            noise_scale=noise_scale,
+            repeats=repeats,
+            console=console,
+        )
 
     return Comparison(
         base=score(base, "base", repeats=repeats),

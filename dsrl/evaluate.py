@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -84,6 +86,7 @@ def evaluate(
     clip: float | None = None,
     repeats: int = 1,
     watch: Watcher | None = None,
+    console: Console | None = None,
 ) -> Evaluation:
     """Play ``episodes`` initial states, the seeds ``seed, seed + 1, ...``, each ``repeats`` times with other noise.
 
@@ -98,6 +101,7 @@ def evaluate(
         clip: clip the noise to a box of this half-width.
         repeats: noise seeds per initial state; results are ordered ``(state, repeat)``.
         watch: sees every decision.
+        console: shows a progress bar.
 
     Raises:
         RunFailed: when the environment returns observations that are not finite.
@@ -108,7 +112,8 @@ def evaluate(
     slots = [list(range(index, total, envs.num_envs)) for index in range(envs.num_envs)]
     success, held = np.zeros(total, bool), np.zeros(total, bool)
     returns, lengths = np.zeros(total), np.zeros(total, int)
-    with _seeded(envs, [[seed + episode // repeats for episode in slot] for slot in slots]):
+    seeds = [[seed + episode // repeats for episode in slot] for slot in slots]
+    with _seeded(envs, seeds), _progress(console, name, total) as advance:
         obs, left = np.asarray(envs.reset()), total
         while left:
             if not np.isfinite(obs).all():
@@ -130,6 +135,7 @@ def evaluate(
                     held[episode] = infos[index].get("success_held", False)
                     slot.pop(0)
                     left -= 1
+                    advance(success[episode])
     return Evaluation(
         policy=name,
         deterministic=noise_scale == 0,
@@ -205,6 +211,24 @@ def _seeded(envs: VecEnv, seeds: Sequence[Sequence[int]]) -> Iterator[None]:
         yield
     finally:
         envs.env_method("set_seeds", None)
+
+
+@contextmanager
+def _progress(console: Console | None, name: str, total: int) -> Iterator[Callable[[bool], None]]:
+    """A bar of episodes with the success rate so far, gone when it is full; yields what counts an episode."""
+    if console is None:
+        yield lambda success: None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("episodes, success {task.fields[rate]}"))
+    with Progress(TextColumn(name), *columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(name, total=total, rate="-")
+        results: list[bool] = []
+
+        def advance(success: bool) -> None:
+            results.append(success)
+            bar.update(task, advance=1, rate=f"{np.mean(results):.0%}")
+
+        yield advance
 
 
 def _draw(

@@ -75,7 +75,12 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         console.print(f"base policy {path} on {env.id}, run folder {folder.path}")
         if config.probe_episodes:
             check = probe(
-                policy, eval_envs, states=config.probe_episodes, bound=noise_space.bound, seed=_PROBE + config.seed
+                policy,
+                eval_envs,
+                states=config.probe_episodes,
+                bound=noise_space.bound,
+                seed=_PROBE + config.seed,
+                console=console,
             )
             print_probe(check, console)
         run = _Run(config, policy, noise_space, steered_envs, eval_envs, folder, console)
@@ -164,6 +169,7 @@ class _Run:
             episodes=self.config.final_episodes,
             seed=_FINAL + self.config.seed,
             repeats=self.config.final_repeats,
+            console=self.console,
         )
         comparison.save(self.folder.path / "comparison.json")
         comparison.print(self.console)

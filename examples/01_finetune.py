@@ -1,6 +1,6 @@
 """Steer a frozen diffusion policy with soft actor-critic, from Python.
 
-    python examples/01_finetune.py --total-env-steps 12000
+    python examples/01_finetune.py --total-env-steps 14000
 
 Without --base-policy it takes the policy that ships with dsrl, which lifts a cube in robosuite (pip install
 'dsrl-steering[robosuite]').
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-policy", type=Path, help="checkpoint of the policy to steer")
     parser.add_argument("--env", help="left out: the environment that the checkpoint was made for")
-    parser.add_argument("--total-env-steps", type=int, default=12_000)
+    parser.add_argument("--total-env-steps", type=int, default=14_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-episodes", type=int, default=50)
     parser.add_argument("--run-dir", type=Path, help="left out: a new folder in runs/")
