@@ -157,26 +157,26 @@ class _Run:
 
     def conclude(self) -> Comparison:
         """Compare the best agent with the base policy and the controls on fresh initial states."""
-        if self.evaluation.scored_at < self.steps.env_steps:
-            with self.watch:
+        with self.watch:
+            if self.evaluation.scored_at < self.steps.env_steps:
                 self.evaluation.score()
-        self.draw()
-        steered = SteeredPolicy(self.policy, read_actor(self.folder.best, self.policy))
-        comparison = compare(
-            self.policy,
-            steered,
-            self.eval_envs,
-            episodes=self.config.final_episodes,
-            seed=_FINAL + self.config.seed,
-            repeats=self.config.final_repeats,
-            console=self.console,
-        )
-        comparison.save(self.folder.path / "comparison.json")
-        comparison.print(self.console)
-        self.console.print(
-            f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
-        )
-        self.console.print(f"picture: {self.folder.learning_curve}")
+            self.draw()
+            steered = SteeredPolicy(self.policy, read_actor(self.folder.best, self.policy))
+            comparison = compare(
+                self.policy,
+                steered,
+                self.eval_envs,
+                episodes=self.config.final_episodes,
+                seed=_FINAL + self.config.seed,
+                repeats=self.config.final_repeats,
+                console=self.console,
+            )
+            comparison.save(self.folder.path / "comparison.json")
+            comparison.print(self.console)
+            self.console.print(
+                f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
+            )
+            self.console.print(f"picture: {self.folder.learning_curve}")
         return comparison
 
     def draw(self) -> None:
