@@ -33,11 +33,7 @@ def main() -> None:
                 max_episode_steps=80,
             )
         )
-        pretrain(
-            PretrainConfig(
-                dataset=demos, out=args.out, steps=args.steps, sampling_steps=10, eval_episodes=0, overwrite=True
-            )
-        )
+        pretrain(PretrainConfig(dataset=demos, out=args.out, steps=args.steps, eval_episodes=0, overwrite=True))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class DiffusionConfig:
     """diffusers' name of the noise schedule"""
     prediction_type: str = "epsilon"
     """what the network predicts: epsilon, sample or v_prediction"""
-    sampling_steps: int = 8
+    sampling_steps: int = 10
     """network evaluations per chunk"""
     timestep_spacing: str = "trailing"
     """trailing starts at the last level, the only one whose marginal is N(0, I) (arXiv 2305.08891)"""

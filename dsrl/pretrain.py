@@ -40,7 +40,7 @@ class PretrainConfig:
     """first executed step; left out: the one of the last observation"""
     train_steps: int = 20
     """noise levels of a diffusion policy; a flow has none"""
-    sampling_steps: int = 8
+    sampling_steps: int = 10
     """network evaluations per chunk"""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """what the network of a diffusion policy predicts"""
