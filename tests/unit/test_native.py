@@ -178,7 +178,7 @@ def test_describe_tells_what_it_is(path):
     rows = dict(describe(path))
     assert rows["kind"] == "diffusion" and rows["format"] == "dsrl 1"
     assert "hidden_dims=[16, 16, 16]" in rows["network"] and "parameters" in rows["network"]
-    assert rows["sampler"].startswith("DDIM, 8 steps of 20 levels, squaredcos_cap_v2, trailing")
+    assert rows["sampler"].startswith("DDIM, 10 steps of 20 levels, squaredcos_cap_v2, trailing")
     assert rows["observation eef"] == "[3]"
     assert list(rows).index("observation object") < list(rows).index("observation eef")
     assert rows["executed"] == "steps 0 to 3"
