@@ -25,7 +25,7 @@ def film(
     noise_scale: float = 1.0,
     reward: str = "auto",
 ) -> Evaluation:
-    """Play the initial states ``seed, seed + 1, ...`` and write ``<name>-episode-<i>.mp4``.
+    """Play the initial states ``seed, seed + 1, ...`` and write ``<name>/<name>-episode-<i>.mp4``.
 
     Raises:
         DsrlError: when the [video] extra or a GL back-end is missing, saying which.
@@ -38,7 +38,7 @@ def film(
         # below the chunks, so that every env step is a frame
         filmed = RecordVideo(
             make_env(env, reward=reward, render_mode="rgb_array"),
-            str(folder),
+            str(folder / name),
             episode_trigger=lambda index: index < episodes,
             name_prefix=name,
             disable_logger=True,
