@@ -16,6 +16,12 @@ class RunFailed(DsrlError):
     exit_code = 1
 
 
+class SimulatorFailed(DsrlError):
+    """A simulator broke down in the middle of an episode; what was learned until then is still good."""
+
+    exit_code = 1
+
+
 def nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:
     """``" Did you mean 'robosuite/Lift'?"``, or an empty string when nothing is near."""
     from difflib import get_close_matches

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.noise import episode_generators
 from dsrl.policy import FrozenPolicy
 from dsrl.statistics import wilson
@@ -104,7 +104,7 @@ def evaluate(
         console: shows a progress bar.
 
     Raises:
-        RunFailed: when the environment returns observations that are not finite.
+        SimulatorFailed: when the environment returns observations that are not finite.
     """
     start = time.perf_counter()
     total = episodes * repeats
@@ -117,7 +117,9 @@ def evaluate(
         obs, left = np.asarray(envs.reset()), total
         while left:
             if not np.isfinite(obs).all():
-                raise RunFailed("the environment returned an observation that is not finite; the episode cannot go on")
+                raise SimulatorFailed(
+                    "the environment returned an observation that is not finite; the episode cannot go on"
+                )
             cond = policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
             noise = _draw(policy, slots, noises, noise_scale, clip)
             chunk = policy.decode(cond, noise)

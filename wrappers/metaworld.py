@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed, nearest
+from dsrl.errors import DsrlError, SimulatorFailed, nearest
 
 DEFAULT_STEPS = {"pick-place-v3": 120, "push-v3": 120, "reach-v3": 100}
 _OBS_DIM = 39
@@ -81,15 +81,15 @@ class MetaWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """One control step; the simulator's own reward, and no end: the time limit is a wrapper.
 
         Raises:
-            RunFailed: when the physics breaks down.
+            SimulatorFailed: when the physics breaks down.
         """
         self._steps += 1
         try:
             self.raw_obs, reward, _, _, info = self.simulator.step(np.asarray(action, dtype=np.float32))
         except Exception as error:
-            raise RunFailed(f"{self.env_spec.id} failed at step {self._steps}: {error}") from error
+            raise SimulatorFailed(f"{self.env_spec.id} failed at step {self._steps}: {error}") from error
         if not np.isfinite(self.raw_obs).all():
-            raise RunFailed(f"{self.env_spec.id} became unstable at step {self._steps}: {self.raw_obs}")
+            raise SimulatorFailed(f"{self.env_spec.id} became unstable at step {self._steps}: {self.raw_obs}")
         return self.raw_obs.astype(np.float32), float(reward), False, False, {**info, "success": bool(info["success"])}
 
     def render(self) -> Any:

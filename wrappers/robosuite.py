@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed, nearest
+from dsrl.errors import DsrlError, SimulatorFailed, nearest
 
 TASKS = (
     "Lift", "PickPlaceCan", "NutAssemblySquare", "NutAssemblyRound", "NutAssembly",
@@ -92,16 +92,18 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """One control step; the simulator's own reward, and no end: the time limit is a wrapper.
 
         Raises:
-            RunFailed: when the physics breaks down.
+            SimulatorFailed: when the physics breaks down.
         """
         action = np.asarray(action, dtype=np.float64)
         self._steps += 1
         if not np.isfinite(action).all():
-            raise RunFailed(f"{self.env_spec.id} was given the action {action} at step {self._steps}; it is not finite")
+            raise SimulatorFailed(
+                f"{self.env_spec.id} was given the action {action} at step {self._steps}; it is not finite"
+            )
         try:
             _, reward, _, _ = self.simulator.step(action)
         except Exception as error:
-            raise RunFailed(f"{self.env_spec.id} failed at step {self._steps}: {error}") from error
+            raise SimulatorFailed(f"{self.env_spec.id} failed at step {self._steps}: {error}") from error
         self._check_physics()
         raw = self.simulator._get_observations(force_update=True)
         return self._flat(raw), float(reward), False, False, {"success": self._success()}
@@ -151,7 +153,7 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
         kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
         if any(self.simulator.sim.data._data.warning[int(kind)].number for kind in kinds):
-            raise RunFailed(
+            raise SimulatorFailed(
                 f"{self.env_spec.id} became unstable at step {self._steps} "
                 f"(physics_timestep {self._timestep}); a smaller physics_timestep is safer"
             )

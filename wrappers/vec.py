@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dsrl.env_spec import EnvSpec
 from dsrl.policy import PolicySpec
 from dsrl.wrappers.chunk import ActionChunk
 from dsrl.wrappers.history import ObservationHistory
-from dsrl.wrappers.make import make_env
+from dsrl.wrappers.make import make_env, resolve_env_spec
+from dsrl.wrappers.processes import SimulatorProcesses
 from dsrl.wrappers.reward import RewardConvention
 from dsrl.wrappers.seeds import SeededEpisodes
 
@@ -65,20 +63,12 @@ def make_vec_env(
         seed: of the first environment; the others follow.
         subprocess: a process per environment; by default for simulators whose steps take milliseconds.
     """
-    thunks = [partial(_make_in_worker, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
+    if not callable(env):
+        env = resolve_env_spec(env)  # here, not in a process of its own: an unknown name is an error of the caller's
     if subprocess is None:
-        family = env.family if isinstance(env, EnvSpec) else str(env).partition("/")[0]
-        subprocess = n_envs > 1 and family in _HEAVY
-    # forkserver: a fork of a process that already runs torch threads can dead-lock
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    venv = SubprocVecEnv(thunks, start_method=method) if subprocess else DummyVecEnv(thunks)
+        subprocess = n_envs > 1 and isinstance(env, EnvSpec) and env.family in _HEAVY
+    thunks = [partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
+    venv = SimulatorProcesses(thunks) if subprocess else DummyVecEnv(thunks)
     if seed is not None:
         venv.seed(seed)
     return venv
-
-
-def _make_in_worker(*args: Any, **kwargs: Any) -> gym.Env:
-    """Make an environment; in a process of its own, leave Ctrl-C to the parent, who saves before it closes."""
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return make_chunk_env(*args, **kwargs)

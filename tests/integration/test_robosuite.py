@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.wrappers.experts import make_expert
 from dsrl.wrappers.make import make_env, resolve_env_spec
 
@@ -207,7 +207,7 @@ def test_unknown_tasks_name_the_nearest():
 
 def test_a_broken_action_is_a_failed_run(lift):
     lift.reset(seed=0)
-    with pytest.raises(RunFailed, match=r"robosuite/Lift was given the action .* at step 1"):
+    with pytest.raises(SimulatorFailed, match=r"robosuite/Lift was given the action .* at step 1"):
         lift.step(np.full(7, np.nan))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsrl.errors import RunFailed
+from dsrl.errors import SimulatorFailed
 from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.probe import Probe, probe
@@ -66,7 +66,7 @@ def test_observations_that_are_not_finite_end_the_evaluation():
         envs.envs[0].unwrapped.observation_space.dtype = np.float32
         reset = envs.reset
         envs.reset = lambda: reset() * np.nan
-        with pytest.raises(RunFailed, match="not finite"):
+        with pytest.raises(SimulatorFailed, match="not finite"):
             evaluate(POLICY, envs, episodes=1, seed=0)
 
 
