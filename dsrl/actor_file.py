@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ _LAYOUTS = {
     "sac": _Layout("actor.latent_pi.", "actor.mu.", "actor.log_std", "silu", squash=True),
     "ppo": _Layout("mlp_extractor.policy_net.", "action_net.", "log_std", "tanh", squash=False),
 }
+
+# what reading a file that is no agent may raise; UnpicklingError is torch's refusal to run what stands in it
+_DAMAGE = (
+    zipfile.BadZipFile, pickle.UnpicklingError, OSError, EOFError,
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+)  # fmt: skip
 
 
 def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> NoiseActor:
@@ -76,12 +83,15 @@ def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
             facts = json.loads(archive.read("data"))["steering"]
             weights = archive.read("policy.pth")
         state = torch.load(io.BytesIO(weights), map_location=policy.device, weights_only=True)
-        actor = actor_from_state(state, facts)
-    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, EOFError) as damage:
-        raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {damage}") from damage
-    if facts["base_policy_sha256"] != policy.spec.sha256:
+        actor, steers = actor_from_state(state, facts), str(facts["base_policy_sha256"])
+    except _DAMAGE as damage:
+        reason = (str(damage) or type(damage).__name__).splitlines()[0]
+        raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {reason}") from damage
+    if steers != policy.spec.sha256:
         raise DsrlError(
-            f"{path} steers the base policy {facts['base_policy_sha256'][:12]}, this one is {policy.spec.sha256[:12]}; "
+            f"{path} steers the base policy {steers[:12]}, this one is {policy.spec.sha256[:12]}; "
             "an agent's noise means nothing to another policy"
         )
+    if not all(torch.isfinite(parameter).all() for parameter in actor.parameters()):
+        raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
     return actor

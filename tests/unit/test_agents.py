@@ -1,5 +1,11 @@
 """Stock agents that steer: what they store, what they bootstrap, what their magnitude means."""
 
+import base64
+import json
+import os
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +142,60 @@ def test_a_damaged_agent_is_named(tmp_path, damage: str):
         SAC("MlpPolicy", steered_env(), policy_kwargs={"net_arch": [8]}).save(path)
     with pytest.raises(DsrlError, match=r"agent\.zip"):
         read_actor(path, POLICY)
+
+
+def rewritten(path, member: str, content: bytes):
+    """The same zip with one member exchanged."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in {**members, member: content}.items():
+            archive.writestr(name, value)
+    return path
+
+
+class Evil:
+    """Unpickling it would create a file."""
+
+    def __init__(self, trap):
+        self.trap = trap
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.trap}",)
+
+
+@pytest.mark.parametrize("member", ["policy.pth", "data"])
+def test_an_agent_that_would_run_code_runs_nothing(tmp_path, member: str):
+    model, trap = agent(), tmp_path / "created"
+    model.save(tmp_path / "agent.zip")
+    if member == "data":  # stable-baselines3 itself unpickles what stands here
+        payload = base64.b64encode(pickle.dumps(Evil(trap))).decode()
+        with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+            content = {**json.loads(archive.read("data")), "lr_schedule": {":serialized:": payload}}
+        path = rewritten(tmp_path / "agent.zip", member, json.dumps(content).encode())
+        read_actor(path, POLICY)
+    else:
+        path = rewritten(tmp_path / "agent.zip", member, pickle.dumps(Evil(trap)))
+        with pytest.raises(DsrlError, match=r"agent\.zip is not an agent that dsrl saved"):
+            read_actor(path, POLICY)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("facts", [None, {}, {"algo": "sac", "bound": 1.5}, {"algo": "dqn", "bound": 1.5}, [1]])
+def test_an_agent_without_its_facts_is_refused(tmp_path, facts):
+    agent().save(tmp_path / "agent.zip")
+    path = rewritten(tmp_path / "agent.zip", "data", json.dumps({"steering": facts}).encode())
+    with pytest.raises(DsrlError, match="is not an agent that dsrl saved"):
+        read_actor(path, POLICY)
+
+
+def test_an_agent_with_nan_is_refused(tmp_path):
+    model = agent()
+    with torch.no_grad():
+        model.policy.actor.mu.bias[0] = float("nan")
+    model.save(tmp_path / "agent.zip")
+    with pytest.raises(DsrlError, match="holds NaN"):
+        read_actor(tmp_path / "agent.zip", POLICY)
 
 
 def test_a_steered_policy_can_be_steered_in_turn():
