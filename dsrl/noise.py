@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from gymnasium import spaces
 from torch import Tensor
 
@@ -20,8 +19,8 @@ class PriorBox(spaces.Box):
     base policy instead of uniform noise, and the label that is stored is the noise that was executed.
     """
 
-    def __init__(self, size: int, bound: float, seed: int | np.random.Generator | None = None):
-        super().__init__(-bound, bound, shape=(size,), dtype=np.float32, seed=seed)
+    def __init__(self, shape: tuple[int, ...], bound: float, seed: int | np.random.Generator | None = None):
+        super().__init__(-bound, bound, shape=shape, dtype=np.float32, seed=seed)
         self.bound = bound
 
     def sample(self, mask: None = None, probability: None = None) -> np.ndarray:
@@ -30,7 +29,7 @@ class PriorBox(spaces.Box):
         return np.clip(noise, self.low, self.high).astype(np.float32)
 
     def __repr__(self) -> str:
-        return f"PriorBox({self.shape[0]}, bound={self.bound})"
+        return f"PriorBox({self.shape}, bound={self.bound})"
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class NoiseSpace:
         """Length of the agent's action."""
         return int(np.prod(self.noise_shape))
 
-    def action_space(self, seed: int | None = None) -> PriorBox:
-        """The agent's action space."""
-        return PriorBox(self.size, self.bound, seed)
+    def action_space(self, n_envs: int | None = None, seed: int | None = None) -> PriorBox:
+        """The agent's action space ``(size,)``, or that of ``n_envs`` environments side by side, ``(n_envs, size)``."""
+        return PriorBox((self.size,) if n_envs is None else (n_envs, self.size), self.bound, seed)
 
     def to_noise(self, action: Tensor) -> Tensor:
         """``(B, size)`` -> ``(B, *noise_shape)``.
@@ -71,9 +70,7 @@ class NoiseSpace:
             raise ValueError(
                 f"action has length {action.shape[-1]}, this noise space has {self.size} = {self.noise_shape}"
             )
-        if len(self.noise_shape) == 1:
-            return action
-        return rearrange(action, "b (h d) -> b h d", h=self.noise_shape[0])
+        return action.unflatten(-1, self.noise_shape)
 
 
 def episode_generators(seed: int, episodes: Sequence[int]) -> list[torch.Generator]:

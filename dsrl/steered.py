@@ -85,7 +85,15 @@ class SteeredPolicy(nn.Module):
 
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, A)`` -> the executed chunk ``(B, Ta, Da)``."""
+        """``(B, cond_dim), (B, A)`` -> the executed chunk ``(B, Ta, Da)``.
+
+        Raises:
+            ValueError: when the noise has another shape.
+        """
+        if noise.shape != (len(cond), self.noise_space.size):
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, this policy denoises {(len(cond), self.noise_space.size)}"
+            )
         return self.base.decode(cond, self.noise_space.to_noise(self.actor(cond, noise)))
 
     def sample(self, obs: Obs, noise: Tensor) -> Tensor:

@@ -105,7 +105,8 @@ class SteeredVectorEnv(VectorWrapper):
         self.single_observation_space = self.steering.observation_space
         self.single_action_space = self.steering.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = gym.vector.utils.batch_space(self.single_action_space, self.num_envs)
+        # gymnasium's batch_space would make a plain box of it, whose samples are not the base policy
+        self.action_space = self.steering.noise_space.action_space(self.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

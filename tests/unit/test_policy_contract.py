@@ -8,6 +8,7 @@ from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.pretrained.toy import ToyPolicy
+from dsrl.steered import NoiseActor, SteeredPolicy
 
 SPEC = PolicySpec(
     {"object": (2, 2), "eef_pos": (3,)}, action_dim=3, horizon=8, n_action_steps=4, n_obs_steps=2, action_start=1
@@ -41,9 +42,23 @@ def make_inputs(spec, batch=8):
     return obs, torch.randn(batch, *spec.noise_shape, generator=generator)
 
 
-@pytest.fixture(params=[*CASES, "toy"])
+def make_steered(base):
+    torch.manual_seed(0)
+    size = int(torch.Size(base.spec.noise_shape).numel())
+    sizes = {"sizes": [base.cond_dim, 32], "action_dim": size, "activation": "silu"}
+    actor = NoiseActor({**sizes, "state_dependent_std": True, "squash": True, "bound": 1.5})
+    actor.log_std.weight.zero_()  # wide enough that the noise is heard
+    return SteeredPolicy(base, actor)
+
+
+@pytest.fixture(params=[*CASES, "toy", "steered", "steered twice"])
 def policy(request):
-    return ToyPolicy() if request.param == "toy" else make_policy(request.param)
+    if request.param == "toy":
+        return ToyPolicy()
+    if request.param.startswith("steered"):
+        steered = make_steered(make_policy(CASES[0]))
+        return make_steered(steered) if request.param.endswith("twice") else steered
+    return make_policy(request.param)
 
 
 @pytest.fixture(params=CASES)
@@ -63,6 +78,11 @@ def test_declared_shapes(policy):
     assert cond.shape == (8, policy.cond_dim)
     assert chunk.shape == (8, policy.spec.n_action_steps, policy.spec.action_dim)
     assert chunk.dtype == torch.float32 and chunk.device == policy.device and torch.isfinite(chunk).all()
+
+
+def test_it_can_be_moved(policy):
+    moved = policy.to(torch.device("meta"))
+    assert moved.device.type == "meta" and all(p.device.type == "meta" for p in moved.state_dict().values())
 
 
 def test_same_noise_same_chunk(policy):

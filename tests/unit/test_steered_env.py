@@ -91,6 +91,14 @@ def test_warm_up_is_the_base_policy():
     assert all(space.contains(draw) for draw in draws[:20])
 
 
+def test_warm_up_of_the_vector_shell_is_the_base_policy_too():
+    env = SteeredVectorEnv(SyncVectorEnv([single] * 2, autoreset_mode=AutoresetMode.SAME_STEP), POLICY, SPACE)
+    env.action_space.seed(0)
+    draws = np.stack([env.action_space.sample() for _ in range(2000)])
+    assert draws.shape == (2000, 2, SPACE.size) and env.action_space.contains(draws[0])
+    assert (np.abs(draws) == 1.5).mean() == pytest.approx(0.134, abs=0.01), "clipped to the box, not uniform in it"
+
+
 def test_environments_of_one_vec_env_do_not_share_starts():
     obs = vec(4).reset()
     assert len(np.unique(obs.round(6), axis=0)) == 4
