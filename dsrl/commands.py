@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,9 @@ from dsrl import finetune as _finetune
 from dsrl.actor_file import read_actor
 from dsrl.compare import compare, print_probe
 from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
-from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
-from dsrl.files import writing
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.probe import probe as run_probe
@@ -32,7 +31,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 def probe(config: ProbeConfig) -> None:
     """``dsrl probe``"""
-    policy = load_policy(config.checkpoint, device=str(auto_device(config.device)))
+    policy = load_policy(config.checkpoint, device=config.device)
     with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
         check = run_probe(
             policy,
@@ -60,6 +59,7 @@ def export(config: ExportConfig) -> None:
     if config.out.exists() and not config.overwrite:
         raise DsrlError(f"{config.out} exists; choose another name or pass --overwrite")
     policy, env = load_run(config.run, config.agent, "cpu")
+    policy.spec = replace(policy.spec, env=env)  # the base policy may have been made for another one, or for none
     save_policy(policy, config.out)
     Console().print(f"wrote {config.out}: {policy.spec.describe()}, made for {env.id}")
 
@@ -75,9 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
     comparison.print(console)
     console.print(comparison.verdict())
     if config.json is not None:
-        with writing(config.json):
-            config.json.parent.mkdir(parents=True, exist_ok=True)
-            comparison.save(config.json)
+        comparison.save(config.json)
     if config.video is not None:
         settings: dict[str, Any] = {"episodes": config.video_episodes, "seed": config.seed, "reward": config.reward}
         film(base, env, config.video, name="base", **settings)
@@ -88,11 +86,10 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None, EnvSpec | str]:
     """Base policy, steered policy and environment of a run folder or a checkpoint."""
-    device = str(auto_device(config.device))
     if config.target.is_dir():
-        steered, known = load_run(config.target, config.agent, device)
+        steered, known = load_run(config.target, config.agent, config.device)
         return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
-    policy = load_policy(config.target, device=device)
+    policy = load_policy(config.target, device=config.device)
     env = environment_of(policy, config.env)
     return (policy.base, policy, env) if isinstance(policy, SteeredPolicy) else (policy, None, env)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.evaluate import Evaluation, evaluate
+from dsrl.files import write_text
 from dsrl.policy import FrozenPolicy
 from dsrl.probe import Probe
 from dsrl.statistics import paired_difference, wilson
@@ -84,11 +85,15 @@ class Comparison:
         )
 
     def save(self, path: Path) -> None:
-        """Write the numbers as JSON."""
+        """Write the numbers as JSON.
+
+        Raises:
+            RunFailed: when they cannot be written.
+        """
         data: dict[str, Any] = {"seed": self.base.seed, "rows": self.rows()}
         if self.steered is not None:
             data["paired"] = dict(zip(("difference", "low", "high", "p"), self.gain(), strict=True))
-        path.write_text(json.dumps(data, indent=2) + "\n")
+        write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def compare(

@@ -103,7 +103,6 @@ def write_hdf5(path: Path, data: Trajectories) -> None:
     path = Path(path)
     if not data.episodes:
         raise DsrlError(f"nothing to write to {path}: the data set has no episodes")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         group = file.create_group("data")
         group.attrs["total"] = data.n_steps

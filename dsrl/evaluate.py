@@ -171,13 +171,19 @@ def environment_of(policy: FrozenPolicy, env: EnvSpec | str | None = None) -> En
     An id that names the policy's own environment keeps the arguments that the policy remembers.
 
     Raises:
-        DsrlError: when neither is known.
+        DsrlError: when neither is known, or a file asks to import a module for it.
     """
     known = policy.spec.env
-    if env is None or (known is not None and env == known.id):
-        if known is None:
-            raise DsrlError("this policy does not say which environment it was made for; name one with --env")
+    if known is not None and env in (None, known.id):
+        module, colon, _ = known.name.rpartition(":")
+        if colon and env is None:
+            raise DsrlError(
+                f"the file of this policy asks to import the module '{module}' for its environment; "
+                f"if you trust both, say so: --env {known.id}"
+            )
         return known
+    if env is None:
+        raise DsrlError("this policy does not say which environment it was made for; name one with --env")
     return env
 
 

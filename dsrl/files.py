@@ -7,7 +7,7 @@ import errno
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,20 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``, with the same suffix, that takes its place when the block ends well.
 
+    The folder is made when it is not there.
+
     Raises:
         RunFailed: when it cannot be written; ``path`` is then what it was before.
     """
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a folder that could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -60,7 +60,6 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
         "provenance": _plain(dict(spec.provenance)),
     }
     path = checkpoint_file(Path(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     # through memory, so that a full disk is an ordinary OSError
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
@@ -160,7 +159,7 @@ def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights
     )
     base: Any = KINDS[inner["kind"]](inner["config"], base_spec, base_weights)
     steered = SteeredPolicy(base, NoiseActor(config["actor"]))
-    steered.spec = replace(steered.spec, sha256=spec.sha256, provenance=spec.provenance)
+    steered.spec = replace(steered.spec, env=spec.env, sha256=spec.sha256, provenance=spec.provenance)
     return steered
 
 
