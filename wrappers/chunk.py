@@ -27,16 +27,15 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, n_action_steps: int, gamma: float = 1.0):
         RecordConstructorArgs.__init__(self, n_action_steps=n_action_steps, gamma=gamma)
         gym.Wrapper.__init__(self, env)
-        if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
-            raise ValueError(
-                f"action chunks need a one-dimensional Box of actions, this environment has {env.action_space}"
-            )
+        box = env.action_space
+        if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+            raise ValueError(f"action chunks need a one-dimensional Box of actions, this environment has {box}")
         if n_action_steps < 1:
             raise ValueError(f"a chunk has at least one action, not {n_action_steps}")
         self.n_action_steps = n_action_steps
         self.gamma = gamma
-        low, high = (np.tile(limit, (n_action_steps, 1)) for limit in (env.action_space.low, env.action_space.high))
-        self.action_space = spaces.Box(low, high, dtype=env.action_space.dtype.type)
+        low, high = (np.tile(limit, (n_action_steps, 1)) for limit in (box.low, box.high))
+        self.action_space = self._box = spaces.Box(low, high, dtype=box.dtype.type)
         self._succeeded = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -46,9 +45,7 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Play ``(n_action_steps, action_dim)``, clipped to the limits, until the chunk or the episode ends."""
-        chunk = np.clip(
-            np.asarray(action, dtype=self.action_space.dtype), self.action_space.low, self.action_space.high
-        )
+        chunk = np.clip(np.asarray(action, dtype=self._box.dtype), self._box.low, self._box.high)
         total, discount, success = 0.0, 1.0, None
         for length, single in enumerate(chunk, start=1):  # noqa: B007 - the length is reported
             obs, reward, terminated, truncated, info = self.env.step(single)

@@ -104,12 +104,12 @@ class MetaWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.simulator.close()
 
 
-def _make_simulator(spec: EnvSpec, render_mode: str | None) -> Any:
+def _make_simulator(spec: EnvSpec, render_mode: Any) -> Any:
     from metaworld.env_dict import ENV_CLS_MAP
 
     kwargs = {"camera_name": spec.options.get("camera", "corner2"), **spec.kwargs} if render_mode else dict(spec.kwargs)
     try:
-        env = ENV_CLS_MAP[spec.name](render_mode=render_mode, **kwargs)
+        env: Any = ENV_CLS_MAP[spec.name](render_mode=render_mode, **kwargs)
     except TypeError as error:
         raise DsrlError(f"{spec.id} does not accept these arguments: {error}") from error
     env._partially_observable = False  # the goal is part of the observation

@@ -70,7 +70,7 @@ class SteeredVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
-        return self.steering.observe(self.venv.reset())
+        return self.steering.observe(np.asarray(self.venv.reset()))
 
     def step_async(self, actions: np.ndarray) -> None:
         """Denoise and send the chunks."""
@@ -84,7 +84,7 @@ class SteeredVecEnv(VecEnvWrapper):
             last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
             for info, encoded in zip(ended, last, strict=True):
                 info["terminal_observation"] = encoded
-        return self.steering.observe(obs), rewards, dones, infos
+        return self.steering.observe(np.asarray(obs)), rewards, dones, infos
 
 
 class SteeredVectorEnv(VectorWrapper):
@@ -112,7 +112,7 @@ class SteeredVectorEnv(VectorWrapper):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all environments."""
-        obs, info = self.env.reset(seed=seed, options=options)
+        obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # takes lists too
         return self.steering.observe(obs), info
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

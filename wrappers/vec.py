@@ -67,7 +67,9 @@ def make_vec_env(
         env = resolve_env_spec(env)  # here, not in a process of its own: an unknown name is an error of the caller's
     if subprocess is None:
         subprocess = n_envs > 1 and isinstance(env, EnvSpec) and env.family in _HEAVY
-    thunks = [partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)]
+    thunks: list[Callable[[], gym.Env]] = [
+        partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)
+    ]
     venv = SimulatorProcesses(thunks) if subprocess else DummyVecEnv(thunks)
     if seed is not None:
         venv.seed(seed)
