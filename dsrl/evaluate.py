@@ -105,7 +105,10 @@ def evaluate(
 
     Raises:
         SimulatorFailed: when the environment returns observations that are not finite.
+        ValueError: when there is nothing to play.
     """
+    if episodes < 1 or repeats < 1:
+        raise ValueError(f"{episodes} episodes, {repeats} times each: there must be at least one of both")
     start = time.perf_counter()
     total = episodes * repeats
     noises = episode_generators(seed, range(total))

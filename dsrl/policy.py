@@ -107,7 +107,7 @@ def concat_obs(obs: Obs, spec: PolicySpec) -> Tensor:
     """Bring observations into the one layout ``(B, To, Do)``.
 
     Raises:
-        ValueError: when a key is missing or a shape is not the declared one.
+        ValueError: when a key is missing, a shape is not the declared one or a value is not finite.
     """
     if isinstance(obs, dict):
         missing = [key for key in spec.obs_shapes if key not in obs]
@@ -120,4 +120,17 @@ def concat_obs(obs: Obs, spec: PolicySpec) -> Tensor:
         raise ValueError(
             f"observation has shape {tuple(obs.shape)}, this policy reads (B, {spec.n_obs_steps}, {spec.obs_dim})"
         )
+    if not torch.isfinite(obs).all():
+        raise ValueError(_name_bad_value(obs, spec))
     return obs
+
+
+def _name_bad_value(obs: Tensor, spec: PolicySpec) -> str:
+    row, step, index = (~torch.isfinite(obs)).nonzero()[0].tolist()
+    value, within = float(obs[row, step, index]), index
+    for key, shape in spec.obs_shapes.items():
+        size = int(torch.Size(shape).numel())
+        if within < size:
+            return f"observation '{key}'[{within}] is {value} (row {row}, step {step}); it must be finite"
+        within -= size
+    raise AssertionError("the observation is longer than its spec")

@@ -17,10 +17,11 @@ from dsrl.actor_file import read_actor
 from dsrl.commands import load_run
 from dsrl.config import FinetuneConfig, PPOConfig, SACConfig, finetune_config
 from dsrl.errors import DsrlError
-from dsrl.evaluate import evaluate_in_env
+from dsrl.evaluate import evaluate, evaluate_in_env
 from dsrl.finetune import finetune
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.run import RunFolder
+from dsrl.wrappers import make_vec_env
 
 pytestmark = [pytest.mark.integration]
 
@@ -141,6 +142,31 @@ def test_the_table_of_evaluations_starts_with_the_base_policy(sac_run):
     assert steps == sorted(steps) and steps[-1] >= 6000 and len(table) == 4
     assert {row["episodes"] for row in table} == {"40"}
     assert all(float(r["success_low"]) <= float(r["success_rate"]) <= float(r["success_high"]) for r in table)
+
+
+def test_every_evaluation_plays_the_episodes_of_the_base_policy(toy_policy, tmp_path, monkeypatch):
+    checkpoint, played, gammas = save_policy(toy_policy, tmp_path / "toy.pt"), [], []
+
+    def watched(policy, envs, **settings):
+        result = evaluate(policy, envs, **settings)
+        played.append((settings["seed"], settings["episodes"], settings.get("noise_scale", 1.0)))
+        gammas.extend(envs.get_attr("gamma"))
+        return result
+
+    training = []
+
+    def made(*args, **settings):
+        training.append(make_vec_env(*args, **settings))
+        return training[-1]
+
+    monkeypatch.setattr("dsrl.callbacks.evaluate", watched)
+    monkeypatch.setattr("dsrl.finetune.make_vec_env", made)
+    finetune(short(checkpoint, tmp_path / "run", gamma=0.9), QUIET)
+    # noise scale 1: the base policy under N(0, I), 0: the steered policy without chance of its own
+    assert [scale for *_, scale in played] == [1.0] + [0.0] * (len(played) - 1) and len(played) >= 3
+    assert len({(seed, episodes) for seed, episodes, _ in played}) == 1
+    assert set(gammas) == {1.0}, "returns in tables are not discounted"
+    assert training[0].get_attr("gamma") == [0.9] * 4, "rewards inside a chunk are, while learning"
 
 
 def test_an_agent_is_loaded_by_stable_baselines3_as_it_is(sac_run, base_copy):

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 
 from dsrl.errors import SimulatorFailed
 from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.probe import Probe, probe
 from dsrl.statistics import paired_difference, wilson
+from dsrl.wrappers import make_vec_env
+from dsrl.wrappers.toy import PointReach
 
 POLICY = ToyPolicy()
 
@@ -68,6 +71,27 @@ def test_observations_that_are_not_finite_end_the_evaluation():
         envs.reset = lambda: reset() * np.nan
         with pytest.raises(SimulatorFailed, match="not finite"):
             evaluate(POLICY, envs, episodes=1, seed=0)
+
+
+@pytest.mark.parametrize("nothing", [{"episodes": 0}, {"episodes": -1}, {"repeats": 0}])
+def test_nothing_to_play_is_an_error(nothing):
+    with pytest.raises(ValueError, match="at least one of both"):
+        score(1, **nothing)
+
+
+class Endless(PointReach):
+    """Goes on after success."""
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, False, truncated, info
+
+
+def test_success_held_at_the_end_is_told_apart():
+    envs = make_vec_env(lambda: TimeLimit(Endless(), 32), POLICY.spec, 3, reward="step-cost")
+    result = evaluate(POLICY, envs, episodes=30, seed=1)
+    assert (result.lengths == 32).all()
+    assert not (result.held & ~result.success).any() and (result.success & ~result.held).any()
 
 
 def test_wilson_against_published_values():

@@ -165,7 +165,16 @@ def test_far_observations_are_clipped(own_policy):
     assert own_policy.encode(1e6 * obs).abs().max() == 5.0
 
 
-def test_nan_is_named(own_policy):
+def test_nan_is_named(policy):
+    obs, noise = make_inputs(policy.spec)
+    obs[3, -1, 3] = float("nan")
+    last, (key, shape) = policy.spec.n_obs_steps - 1, next(iter(policy.spec.obs_shapes.items()))
+    assert torch.Size(shape).numel() == 4, "the fourth number is still one of the first key"
+    with pytest.raises(ValueError, match=rf"observation '{key}'\[3\] is nan \(row 3, step {last}\)"):
+        policy.sample(obs, noise)
+
+
+def test_nan_is_named_by_the_key_that_holds_it(own_policy):
     obs, noise = make_inputs(own_policy.spec)
     obs[3, 1, 5] = float("nan")
     with pytest.raises(ValueError, match=r"observation 'eef_pos'\[1\] is nan \(row 3, step 1\)"):
