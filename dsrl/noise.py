@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +77,3 @@ def episode_generators(seed: int, episodes: Sequence[int]) -> list[torch.Generat
     return [
         torch.Generator().manual_seed(int(np.random.SeedSequence([seed, e]).generate_state(1)[0])) for e in episodes
     ]
-
-
-__all__: list[Any] = ["NoiseSpace", "PriorBox", "episode_generators"]

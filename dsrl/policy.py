@@ -12,7 +12,6 @@ The dimension letters used everywhere::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -62,12 +61,6 @@ class PolicySpec:
         """One line, for logs."""
         keys = ", ".join(f"{key}{list(shape)}" for key, shape in self.obs_shapes.items())
         return f"{keys} x{self.n_obs_steps} -> {self.n_action_steps} of {self.horizon} x {self.action_dim}"
-
-    def to_json(self) -> str:
-        """The whole spec as JSON, for run folders."""
-        from dataclasses import asdict
-
-        return json.dumps(asdict(self), default=str, indent=2)
 
 
 @runtime_checkable
