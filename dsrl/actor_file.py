@@ -54,16 +54,17 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
     picked |= {"mean." + key.removeprefix(layout.mean): state[key] for key in state if key.startswith(layout.mean)}
     picked |= {key.removeprefix("actor."): state[key] for key in state if key.startswith(layout.log_std)}
     weights = [value for key, value in picked.items() if key.startswith("trunk.") and key.endswith("weight")]
-    actor = NoiseActor(
-        {
-            "sizes": [weights[0].shape[1], *(weight.shape[0] for weight in weights)],
-            "action_dim": picked["mean.weight"].shape[0],
-            "activation": layout.activation,
-            "state_dependent_std": "log_std" not in picked,
-            "squash": layout.squash,
-            "bound": float(facts["bound"]),
-        }
-    )
+    config = {
+        "sizes": [weights[0].shape[1], *(weight.shape[0] for weight in weights)],
+        "action_dim": picked["mean.weight"].shape[0],
+        "activation": layout.activation,
+        "state_dependent_std": "log_std" not in picked,
+        "squash": layout.squash,
+        "bound": float(facts["bound"]),
+    }
+    # looking at an agent must not move the random numbers that it is trained with
+    with torch.random.fork_rng(devices=[]):
+        actor = NoiseActor(config)
     actor.load_state_dict(picked)
     return actor.to(weights[0].device)
 

@@ -20,6 +20,7 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
 from dsrl.config import FinetuneConfig
+from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
 
 
@@ -128,12 +129,22 @@ def build_sac(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: A
 
 
 def build_ppo(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: Any) -> PPO:
-    """Stock PPO. Its Gaussian starts as ``N(0, I)``: the base policy, up to the clipping at the box."""
+    """Stock PPO. Its Gaussian starts as ``N(0, I)``: the base policy, up to the clipping at the box.
+
+    Raises:
+        DsrlError: when a roll-out is shorter than two decisions of every environment.
+    """
+    n_steps = config.ppo.rollout_env_steps // (chunk_steps * config.n_envs)
+    if n_steps < 2:
+        raise DsrlError(
+            f"--ppo.rollout-env-steps is {config.ppo.rollout_env_steps}; with {config.n_envs} environments and chunks of "
+            f"{chunk_steps} it must be at least {2 * chunk_steps * config.n_envs}"
+        )
     return PPO(
         "MlpPolicy",
         env,
         learning_rate=config.ppo.learning_rate,
-        n_steps=config.ppo.rollout_env_steps // (chunk_steps * config.n_envs),
+        n_steps=n_steps,
         batch_size=config.ppo.batch_size,
         n_epochs=config.ppo.n_epochs,
         gamma=config.gamma**chunk_steps,

@@ -17,7 +17,6 @@ from dsrl.actor_file import actor_from_state
 from dsrl.errors import RunFailed
 from dsrl.evaluate import Evaluation, evaluate
 from dsrl.files import replacing
-from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
@@ -94,7 +93,7 @@ class EnvSteps(BaseCallback):
 class SteeringEvaluation(BaseCallback):
     """Scores the steered policy on the same episodes every ``interval`` env steps, keeps the best and the latest agent.
 
-    A new best must have the higher success rate, or the same one in less time.
+    A new best has the higher success rate, then the higher return, then the shorter episodes.
     """
 
     def __init__(
@@ -102,7 +101,6 @@ class SteeringEvaluation(BaseCallback):
         steps: EnvSteps,
         folder: RunFolder,
         policy: FrozenPolicy,
-        noise_space: NoiseSpace,
         envs: VecEnv,
         *,
         interval: int,
@@ -111,11 +109,11 @@ class SteeringEvaluation(BaseCallback):
         watch: StopWatch,
     ):
         super().__init__()
-        self.steps, self.folder, self.policy, self.noise_space, self.envs = steps, folder, policy, noise_space, envs
+        self.steps, self.folder, self.policy, self.envs = steps, folder, policy, envs
         self.interval, self.episodes, self.seed, self.watch = interval, episodes, seed, watch
         self.scored_at = 0
         self._due = interval
-        self._best = (-1.0, 0.0)
+        self._best = (-1.0, float("-inf"), 0.0)
 
     def steered(self) -> SteeredPolicy:
         """The steered policy as it is now."""
@@ -147,7 +145,7 @@ class SteeringEvaluation(BaseCallback):
         self.logger.record("eval/mean_return", float(result.returns.mean()))
         self.logger.record("eval/mean_length", float(result.lengths.mean()))
         self._keep(self.folder.checkpoints / "latest.zip")
-        rank = (result.success_rate, -float(result.lengths.mean()))
+        rank = (result.success_rate, float(result.returns.mean()), -float(result.lengths.mean()))
         if rank > self._best:
             self._best = rank
             self._keep(self.folder.best)

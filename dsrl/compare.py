@@ -52,8 +52,9 @@ class Comparison:
         rows = [_row("base, N(0, I)", per_state[0][:, 0], per_state[1][:, 0], first_length)]
         rows += [_row(e.policy, e.success, e.held, e.lengths) for e in self.controls]
         if self.repeats > 1:
+            shortest = self.base.lengths.reshape(-1, self.repeats).min(axis=1)
             name = f"best of {self.repeats} noises, in hindsight"
-            rows.append(_row(name, per_state[0].any(axis=1), per_state[1].any(axis=1), first_length))
+            rows.append(_row(name, per_state[0].any(axis=1), per_state[1].any(axis=1), shortest))
         rows += [_row(e.policy, e.success, e.held, e.lengths) for e in (self.steered, self.sampled) if e is not None]
         return rows
 

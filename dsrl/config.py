@@ -35,6 +35,16 @@ class SACConfig:
     buffer_size: int = 1_000_000
     """decisions that are kept"""
 
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size", "n_critics", "buffer_size")
+        for name in ("ent_coef", "target_entropy"):
+            value = getattr(self, name)
+            if not value.startswith("auto"):
+                try:
+                    float(value)
+                except ValueError:
+                    raise DsrlError(f"--sac.{name.replace('_', '-')} is '{value}'; a number or 'auto'") from None
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -56,6 +66,9 @@ class PPOConfig:
     """entropy bonus"""
     target_kl: float | None = 0.03
     """stops the epochs of an update early: a noise of 28 dimensions moves fast"""
+
+    def __post_init__(self) -> None:
+        _positive(self, "rollout_env_steps", "batch_size", "n_epochs")
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,16 @@ class FinetuneConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        _positive(self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "n_eval_envs")
+        _positive(
+            self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "final_repeats"
+        )
+        _positive(self, "n_eval_envs")
+        if self.probe_episodes < 0:
+            raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
+        if not 0 <= self.seed < 10_000:
+            raise DsrlError(f"--seed is {self.seed}; it must lie in [0, 10000), where every run has starts of its own")
+        if not self.hidden_dims or min(self.hidden_dims) < 1:
+            raise DsrlError(f"--hidden-dims is {self.hidden_dims}; at least one layer of at least one unit is needed")
         if self.bound is not None:
             _check_bound(self.bound)
         if not 0 < self.gamma <= 1:

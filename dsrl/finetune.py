@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -16,7 +17,6 @@ from dsrl.agents import ALGORITHMS, steering_facts
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, check_finite
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
-from dsrl.device import auto_device
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import RunFailed
 from dsrl.evaluate import environment_of, evaluation_envs
@@ -31,8 +31,9 @@ from dsrl.sb3_logging import MetricsWriter
 from dsrl.steered import SteeredPolicy
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec
 
-# seeds of initial states: training, curve, probe and final comparison never share one
-_TRAIN, _CURVE, _PROBE, _FINAL = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+# seeds of initial states: training, curve, probe and final comparison never share one, nor do two runs
+_TRAIN, _CURVE, _PROBE, _FINAL = 100_000_000, 200_000_000, 300_000_000, 400_000_000
+_PER_RUN = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,16 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     """
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
-    policy = load_policy(path, device=str(auto_device(config.device)))
+    policy = load_policy(path, device=config.device)
     env = resolve_env_spec(environment_of(policy, config.env))
     noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or ALGORITHMS[config.algo].bound)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(
             evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
         )
-        train_envs = make_vec_env(
-            env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma, seed=_TRAIN + 1000 * config.seed
-        )
+        train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma)
         stack.callback(train_envs.close)
-        steered_envs = SteeredVecEnv(train_envs, policy, noise_space)
+        model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
         folder = RunFolder.create(
             config.run_dir or _default_dir(config, env),
             config=to_dict(config),
@@ -79,11 +78,11 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
                 eval_envs,
                 states=config.probe_episodes,
                 bound=noise_space.bound,
-                seed=_PROBE + config.seed,
+                seed=first_seed(_PROBE, config),
                 console=console,
             )
             print_probe(check, console)
-        run = _Run(config, policy, noise_space, steered_envs, eval_envs, folder, console)
+        run = _Run(config, policy, model, eval_envs, folder, console)
         if run.learn():
             run.draw()
             flag = "" if folder.best.exists() else " --agent final"
@@ -99,32 +98,24 @@ class _Run:
         self,
         config: FinetuneConfig,
         policy: FrozenPolicy,
-        noise_space: NoiseSpace,
-        envs: SteeredVecEnv,
+        model: BaseAlgorithm,
         eval_envs: VecEnv,
         folder: RunFolder,
         console: Console,
     ):
-        self.config, self.policy, self.noise_space, self.folder = config, policy, noise_space, folder
+        self.config, self.policy, self.model, self.folder = config, policy, model, folder
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
-        self.algorithm = ALGORITHMS[config.algo]
-        self.model = self.algorithm.build(
-            config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
-        )
-        # a plain attribute, which stable-baselines3 saves as readable JSON
-        self.model.steering = steering_facts(config.algo, noise_space.bound, policy)  # type: ignore[attr-defined]
         outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
-        self.model.set_logger(Logger(str(folder.path), outputs))
+        model.set_logger(Logger(str(folder.path), outputs))
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
         self.evaluation = SteeringEvaluation(
             self.steps,
             folder,
             policy,
-            noise_space,
             eval_envs,
             interval=config.eval_interval,
             episodes=config.eval_episodes,
-            seed=_CURVE + config.seed,
+            seed=first_seed(_CURVE, config),
             watch=self.watch,
         )
 
@@ -139,11 +130,12 @@ class _Run:
             self.model.learn(
                 self.config.total_env_steps,
                 callback=[self.steps, self.evaluation],
-                log_interval=self.algorithm.log_interval,
+                log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
             interrupted = True
         except RunFailed:
+            self._save()
             raise
         except Exception as error:
             # a simulator that died must not cost what was learned
@@ -160,6 +152,7 @@ class _Run:
         with self.watch:
             if self.evaluation.scored_at < self.steps.env_steps:
                 self.evaluation.score()
+                self.model.logger.dump(self.model.num_timesteps)
             self.draw()
             steered = SteeredPolicy(self.policy, read_actor(self.folder.best, self.policy))
             comparison = compare(
@@ -167,7 +160,7 @@ class _Run:
                 steered,
                 self.eval_envs,
                 episodes=self.config.final_episodes,
-                seed=_FINAL + self.config.seed,
+                seed=first_seed(_FINAL, self.config),
                 repeats=self.config.final_repeats,
                 console=self.console,
             )
@@ -176,7 +169,8 @@ class _Run:
             self.console.print(
                 f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
             )
-            self.console.print(f"picture: {self.folder.learning_curve}")
+            worst = min(r["success_rate"] for r in self.folder.read_evaluations() if r["policy"] == "steered")
+            self.console.print(f"lowest evaluation on the way: {worst:.0%}; picture: {self.folder.learning_curve}")
         return comparison
 
     def draw(self) -> None:
@@ -191,6 +185,24 @@ class _Run:
         return f"{self.folder.path.name}: {self.config.algo} on the noise"
 
 
+def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
+    """The agent, and environments that start where this run's training starts."""
+    policy, bound = envs.steering.policy, envs.steering.noise_space.bound
+    model = ALGORITHMS[config.algo].build(
+        config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
+    )
+    # a plain attribute, which stable-baselines3 saves as readable JSON
+    model.steering = steering_facts(config.algo, bound, policy)  # type: ignore[attr-defined]
+    # stable-baselines3 has just seeded the environments with the seed of the networks
+    envs.seed(first_seed(_TRAIN, config))
+    return model
+
+
 def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / env.id.replace("/", "-") / config.algo / f"{stamp}_seed{config.seed}"
+
+
+def first_seed(kind: int, config: FinetuneConfig) -> int:
+    """First of the initial states of one kind that belong to this run alone."""
+    return kind + _PER_RUN * config.seed
