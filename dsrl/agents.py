@@ -137,8 +137,8 @@ def build_ppo(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: A
     n_steps = config.ppo.rollout_env_steps // (chunk_steps * config.n_envs)
     if n_steps < 2:
         raise DsrlError(
-            f"--ppo.rollout-env-steps is {config.ppo.rollout_env_steps}; with {config.n_envs} environments and chunks of "
-            f"{chunk_steps} it must be at least {2 * chunk_steps * config.n_envs}"
+            f"--ppo.rollout-env-steps is {config.ppo.rollout_env_steps}; {config.n_envs} environments with chunks of "
+            f"{chunk_steps} need at least {2 * chunk_steps * config.n_envs}"
         )
     return PPO(
         "MlpPolicy",

@@ -1,5 +1,7 @@
 """Initial states: those of training, curve, probe and final comparison never meet, within a run and between runs."""
 
+from itertools import pairwise
+
 from dsrl import finetune
 from dsrl.config import FinetuneConfig
 from dsrl.noise import NoiseSpace
@@ -18,5 +20,5 @@ def test_training_starts_where_its_own_seeds_begin():
 
 def test_no_two_runs_or_purposes_share_a_start():
     first = sorted(finetune.first_seed(kind, FinetuneConfig(seed=seed)) for kind in KINDS for seed in (0, 1, 9_999))
-    assert min(b - a for a, b in zip(first, first[1:], strict=False)) >= 10_000
+    assert min(b - a for a, b in pairwise(first)) >= 10_000
     assert first[-1] + 10_000 < 2**32
