@@ -216,7 +216,7 @@ def test_an_interruption_keeps_what_was_learned(toy_checkpoint, dsrl, tmp_path, 
         try:
             wait_until(lambda: len(table(run)) >= 3 or process.poll() is not None)
             process.send_signal(sent)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 130, out + err
@@ -236,7 +236,7 @@ def test_an_interruption_before_the_first_evaluation_keeps_the_last_agent(toy_ch
         try:
             wait_until(lambda: (run / "metrics.csv").is_file() or process.poll() is not None)
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 130
