@@ -117,8 +117,8 @@ def evaluate(
     returns, lengths = np.zeros(total), np.zeros(total, int)
     seeds = [[seed + episode // repeats for episode in slot] for slot in slots]
     with _seeded(envs, seeds), _progress(console, name, total) as advance:
-        obs, left = np.asarray(envs.reset()), total
-        while left:
+        obs = np.asarray(envs.reset())
+        while any(slots):
             if not np.isfinite(obs).all():
                 raise SimulatorFailed(
                     "the environment returned an observation that is not finite; the episode cannot go on"
@@ -139,7 +139,6 @@ def evaluate(
                     success[episode] = infos[index].get("is_success", False)
                     held[episode] = infos[index].get("success_held", False)
                     slot.pop(0)
-                    left -= 1
                     advance(success[episode])
     return Evaluation(
         policy=name,
