@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ class Evaluation:
     lengths: np.ndarray
     """``(N,)`` in env steps"""
     seed: int
-    wall_seconds: float
 
     @property
     def success_rate(self) -> float:
@@ -109,7 +107,6 @@ def evaluate(
     """
     if episodes < 1 or repeats < 1:
         raise ValueError(f"{episodes} episodes, {repeats} times each: there must be at least one of both")
-    start = time.perf_counter()
     total = episodes * repeats
     noises = episode_generators(seed, range(total))
     slots = [list(range(index, total, envs.num_envs)) for index in range(envs.num_envs)]
@@ -148,7 +145,6 @@ def evaluate(
         returns=returns,
         lengths=lengths,
         seed=seed,
-        wall_seconds=time.perf_counter() - start,
     )
 
 
