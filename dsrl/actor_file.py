@@ -66,7 +66,7 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
     with torch.random.fork_rng(devices=[]):
         actor = NoiseActor(config)
     actor.load_state_dict(picked)
-    return actor.to(weights[0].device)
+    return actor.to(weights[0].device).requires_grad_(False).eval()
 
 
 def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:

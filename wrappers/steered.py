@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from torch import Tensor
 
 from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
@@ -34,8 +35,12 @@ class Steering:
         self.noise_space = noise_space or NoiseSpace(policy.spec.noise_shape)
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(policy.cond_dim,), dtype=np.float32)
         self.action_space = self.noise_space.action_space()
+        self.chunk = np.empty(0)
+        """what :meth:`act` returned last; learners find their part of it in ``info["chunk"]``"""
         self._cond = torch.empty(0, policy.cond_dim)
         check_fit(policy, obs_space, action_space)
+        assert isinstance(action_space, spaces.Box)
+        self._low, self._high = (torch.as_tensor(v, device=policy.device) for v in (action_space.low, action_space.high))
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
@@ -46,10 +51,15 @@ class Steering:
         """Encode observations that nobody will act on, such as the last one of an episode."""
         return self.policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.policy.device)).cpu().numpy()
 
+    def decode(self, cond: Tensor, action: Tensor) -> Tensor:
+        """``(B, cond_dim), (B, size)`` -> the chunk that would be executed, ``(B, Ta, Da)`` inside the action limits."""
+        return self.policy.decode(cond, self.noise_space.to_noise(action)).clamp(self._low, self._high)
+
     def act(self, action: np.ndarray) -> np.ndarray:
-        """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units."""
-        noise = self.noise_space.to_noise(torch.as_tensor(action, dtype=torch.float32, device=self.policy.device))
-        return self.policy.decode(self._cond, noise).cpu().numpy()
+        """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units, for what was observed last."""
+        noise = torch.as_tensor(action, dtype=torch.float32, device=self.policy.device)
+        self.chunk = self.decode(self._cond, noise).cpu().numpy()
+        return self.chunk
 
 
 class SteeredVecEnv(VecEnvWrapper):
@@ -79,6 +89,8 @@ class SteeredVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Receive what the chunks led to; terminal observations are encoded as every other one."""
         obs, rewards, dones, infos = self.venv.step_wait()
+        for info, chunk in zip(infos, self.steering.chunk, strict=True):
+            info["chunk"] = chunk
         ended = [info for info in infos if "terminal_observation" in info]
         if ended:
             last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
@@ -118,6 +130,7 @@ class SteeredVectorEnv(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Denoise, play the chunks; ``info["final_obs"]`` is encoded too."""
         obs, rewards, terminated, truncated, info = self.env.step(self.steering.act(actions))
+        info["chunk"] = self.steering.chunk
         for index in np.flatnonzero(info.get("_final_obs", ())):
             info["final_obs"][index] = self.steering.peek(info["final_obs"][index][None])[0]
         return self.steering.observe(obs), rewards, terminated, truncated, info
@@ -142,6 +155,7 @@ class SteeredEnv(gym.Wrapper):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Denoise one noise vector ``(size,)`` and play the chunk."""
         obs, reward, terminated, truncated, info = self.env.step(self.steering.act(np.asarray(action)[None])[0])
+        info = {**info, "chunk": self.steering.chunk[0]}
         return self.steering.observe(obs[None])[0], reward, terminated, truncated, info
 
 

@@ -1,0 +1,77 @@
+"""Q-functions: an ensemble evaluated at once, and how its members become one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Reduction = Literal["min", "mean", "subset"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class CriticEnsemble(nn.Module):
+    """``E`` independent networks ``Q(cond, action)``: Linear, LayerNorm, activation for every hidden layer.
+
+    Their weights are stacked, so a forward pass takes the same number of operations for two members and for ten.
+
+    Args:
+        cond_dim: length of the encoded observation.
+        action_dim: length of what is rated, a noise or a flattened chunk.
+        hidden_dims: width of every hidden layer.
+        n_critics: members.
+        activation: ``relu``, ``silu`` or ``tanh``.
+    """
+
+    def __init__(
+        self,
+        cond_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (128, 128),
+        n_critics: int = 2,
+        activation: str = "silu",
+    ):
+        super().__init__()
+        self.n_critics = n_critics
+        self.activation = ACTIVATIONS[activation]()
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.scales, self.shifts = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise((cond_dim + action_dim, *hidden_dims, 1)):
+            limit = fan_in**-0.5  # what nn.Linear draws from
+            self.weights.append(nn.Parameter(torch.empty(n_critics, fan_in, fan_out).uniform_(-limit, limit)))
+            self.biases.append(nn.Parameter(torch.empty(n_critics, 1, fan_out).uniform_(-limit, limit)))
+        for width in hidden_dims:
+            self.scales.append(nn.Parameter(torch.ones(n_critics, 1, width)))
+            self.shifts.append(nn.Parameter(torch.zeros(n_critics, 1, width)))
+
+    def forward(self, cond: Tensor, action: Tensor) -> Tensor:
+        """``(B, C), (B, A)`` -> ``(E, B)``, or ``(B, C), (B, M, A)`` -> ``(E, B, M)``: ``M`` actions per observation."""
+        if action.ndim > cond.ndim:
+            per_obs = action.shape[1]
+            rows = self(cond.repeat_interleave(per_obs, dim=0), action.flatten(0, 1))
+            return rows.unflatten(1, (-1, per_obs))
+        h = torch.cat([cond, action], dim=-1).expand(self.n_critics, -1, -1)
+        for index, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
+            h = torch.baddbmm(self.biases[index], h, self.weights[index])
+            h = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), scale)
+            h = self.activation(h)
+        return torch.baddbmm(self.biases[-1], h, self.weights[-1]).squeeze(-1)
+
+
+def reduce_q(q: Tensor, how: Reduction) -> Tensor:
+    """``(E, ...)`` -> ``(...)``: pessimistic minimum, mean, or minimum of two random members (REDQ, arXiv 2101.05982).
+
+    Raises:
+        ValueError: for another word.
+    """
+    if how == "min":
+        return q.amin(dim=0)
+    if how == "mean":
+        return q.mean(dim=0)
+    if how == "subset":
+        return q[torch.randperm(len(q), device=q.device)[:2]].amin(dim=0)
+    raise ValueError(f"critics are reduced by {', '.join(get_args(Reduction))}, not '{how}'")

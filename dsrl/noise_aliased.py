@@ -1,0 +1,409 @@
+"""DSRL-NA: a critic on executed chunks, distilled into a critic on noise that the actor climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from dsrl.critics import Reduction, reduce_q
+from dsrl.errors import DsrlError, RunFailed
+from dsrl.noise_policy import NoiseAliasedPolicy
+from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples
+
+Backup = Literal["max", "mean", "actor"]
+_DECODE_ROWS = 1024
+FIT = "mean"
+MAXG = False
+
+
+class NoiseAliasedSAC(SAC):
+    """Noise-aliased SAC (arXiv 2506.15799, algorithm 1), called like stable-baselines3's SAC.
+
+    ::
+
+        Q_A(s, a)   on executed chunks, by temporal differences
+        Q_W(s, w)   on noise, distilled:  Q_W(s, w) <- Q_A(s, pi_dp(s, w))
+        pi(w | s)   climbs Q_W, and pays ent_coef for every nat that it leaves the prior by
+
+    Every stored observation carries a *pool* of prior noises that the frozen policy has decoded once, so a gradient
+    step does not call the frozen policy. ``pool_size=0`` with ``backup="actor"`` is the published update, which decodes
+    in every step.
+
+    Before the first steered decision the critics learn the value of the base policy from its own episodes
+    (``fit_updates``), and the actor takes its first steps on them (``fit_actor_updates``).
+
+    Args:
+        policy: ``"MlpPolicy"``.
+        env: a steered environment: ``SteeredVecEnv``, or ``SteeredEnv`` for one alone.
+        learning_rate: of all networks and of the temperature.
+        buffer_size: decisions that are kept.
+        learning_starts: decisions of the base policy before anything is learned.
+        batch_size: decisions per gradient step.
+        tau: Polyak factor of the target critics.
+        gamma: discount per env step.
+        train_freq: vectorised decisions between updates.
+        gradient_steps: per update.
+        pool_size: decoded noises per observation; 0 decodes afresh in every gradient step.
+        pool_refresh: share of a batch whose pools are redrawn per gradient step (each costs two decodes).
+        backup: value of the next observation: the best or the mean of its pool, or the noise that the actor plays.
+        soft_backup: pay for the actor's divergence in the target too (``backup="actor"`` only).
+        critic_reduction: of the ensemble on chunks, in targets and scores.
+        target_range: what a return can be; targets are clamped to it.
+        ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
+        ent_coef_max: cap of the adapted one.
+        target_divergence: nats that the adapted price aims at: the KL divergence of a Gaussian actor, minus the entropy
+            of a boxed one.
+        fit_updates: critic updates on the warm-up decisions, before the first steered one.
+        fit_actor_updates: actor updates after them.
+        distill_noises: noises per observation and distillation step.
+        distill_after: 0 distils in every gradient step, before the actor moves; a number does so many distillation
+            steps after all others, as published.
+        distill_per_head: head i of Q_W follows head i of Q_A, as published; else all follow the reduced Q_A.
+        average_decay: of the moving average of the actor, which is what ``predict`` plays.
+        candidates: while learning, play the best of so many noises by the reduced Q_A; half of them are drawn from the
+            pool, half from the actor. 0 plays the actor.
+        policy_kwargs: of :class:`~dsrl.noise_policy.NoiseAliasedPolicy`.
+
+    Raises:
+        DsrlError: when the environment is not a steered one.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": NoiseAliasedPolicy}
+    policy: NoiseAliasedPolicy  # type: ignore[assignment]
+    replay_buffer: SteeringReplayBuffer | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[NoiseAliasedPolicy],
+        env: GymEnv,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 800,
+        batch_size: int = 128,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 20,
+        *,
+        pool_size: int = 8,
+        pool_refresh: float = 0.0,
+        backup: Backup = "max",
+        soft_backup: bool = False,
+        critic_reduction: Reduction = "min",
+        target_range: tuple[float, float] = (-float("inf"), float("inf")),
+        ent_coef: str | float = 0.03,
+        ent_coef_max: float = float("inf"),
+        target_divergence: float = 1.0,
+        fit_updates: int = 600,
+        fit_actor_updates: int = 150,
+        distill_noises: int = 2,
+        distill_after: int = 0,
+        distill_per_head: bool = False,
+        average_decay: float = 0.998,
+        candidates: int = 0,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.pool_size, self.pool_refresh = pool_size, pool_refresh
+        self.backup, self.soft_backup, self.critic_reduction = backup, soft_backup, critic_reduction
+        self.target_range, self.ent_coef_max = target_range, ent_coef_max
+        self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
+        self.distill_noises, self.distill_after = distill_noises, distill_after
+        self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
+        self._actor_updates = 0
+        if backup != "actor" and not pool_size:
+            raise ValueError(f"backup='{backup}' needs a pool; without one the actor's noise is decoded: backup='actor'")
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            replay_buffer_class=SteeringReplayBuffer,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            ent_coef=ent_coef,
+            # stable-baselines3's name for what the temperature aims at
+            target_entropy=-target_divergence,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        if self.env is not None:
+            spec = self._steering().policy.spec
+            chunk_dim = spec.n_action_steps * spec.action_dim
+            self.policy_kwargs["chunk_dim"] = chunk_dim
+            kept = {"gamma": self.gamma, "chunk_dim": chunk_dim, "pool_size": self.pool_size}
+            self.replay_buffer_kwargs = {**kept, **self.replay_buffer_kwargs}
+        super()._setup_model()
+        self._attach()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Steer in another environment, of the same base policy."""
+        super().set_env(env, force_reset)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Give the buffer the way to decode, which is not saved with it."""
+        if self.env is not None and self.replay_buffer is not None:
+            self.replay_buffer.decoder = self.draw_pool
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """Take the buffer of an earlier run of the same shape.
+
+        Raises:
+            DsrlError: when a shape differs.
+        """
+        mine = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        assert mine is not None and self.replay_buffer is not None
+        loaded, self.replay_buffer = self.replay_buffer, mine
+        mine.fits(loaded)
+        self.replay_buffer = loaded
+        self._attach()
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, tensors = super()._get_torch_save_params()
+        return [*names, "policy.noise_critic.optimizer"], tensors
+
+    # -- acting ---------------------------------------------------------------------------------------------------
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts:
+            noise = np.stack([self.action_space.sample() for _ in range(n_envs)])
+        else:
+            with torch.no_grad():
+                noise = self._choose(self._observed()).cpu().numpy()
+        return noise, noise / self.policy.bound
+
+    def _choose(self, cond: Tensor) -> Tensor:
+        """Noise to learn from: the actor's, or the candidate that the critics like best."""
+        if not self.candidates:
+            return self.policy.explore(cond)
+        assert self.replay_buffer is not None and isinstance(self._last_obs, np.ndarray)
+        half = self.candidates // 2
+        drawn = self.replay_buffer.pool_for(self._original_obs()) if self.pool_size else self.draw_pool(cond)
+        own = self.policy.explore(cond.repeat_interleave(half, dim=0))
+        chunks = self.decode(cond.repeat_interleave(half, dim=0), own)
+        noises = torch.cat([drawn.actions[:, :half] * self.policy.bound, own.unflatten(0, (-1, half))], dim=1)
+        rated = torch.cat([drawn.chunks[:, :half], chunks.unflatten(0, (-1, half))], dim=1)
+        best = self.score(cond, rated).argmax(dim=1)
+        return noises[torch.arange(len(cond), device=cond.device), best]
+
+    def score(self, cond: Tensor, chunks: Tensor) -> Tensor:
+        """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""
+        return reduce_q(self.critic(cond, chunks), self.critic_reduction)  # type: ignore[arg-type,operator]
+
+    def _original_obs(self) -> np.ndarray:
+        obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
+        assert isinstance(obs, np.ndarray)
+        return obs
+
+    def _observed(self) -> Tensor:
+        return torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
+
+    # -- the frozen policy ----------------------------------------------------------------------------------------
+
+    def _steering(self) -> Any:
+        """What denoises in the environment.
+
+        Raises:
+            DsrlError: when the environment is not a steered one.
+        """
+        assert self.env is not None
+        steering = getattr(self.env, "steering", None) or _of_first(self.env)
+        if steering is None:
+            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv or SteeredEnv")
+        return steering
+
+    @torch.no_grad()
+    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """``(N, C), (N, A)`` -> what would be executed, ``(N, Ta * Da)``."""
+        steering = self._steering()
+        rows = zip(cond.split(_DECODE_ROWS), noise.split(_DECODE_ROWS), strict=True)
+        return torch.cat([steering.decode(c, w) for c, w in rows]).flatten(1)
+
+    @torch.no_grad()
+    def draw_pool(self, cond: Tensor, size: int | None = None) -> Pool:
+        """Prior noises for every observation ``(B, C)``, decoded."""
+        size = size or self.pool_size or 1
+        bound = self.policy.bound
+        noise = torch.randn(len(cond) * size, self.policy.actor.config["action_dim"], device=cond.device)
+        noise = noise.clamp(-bound, bound)
+        chunks = self.decode(cond.repeat_interleave(size, dim=0), noise)
+        return Pool((noise / bound).unflatten(0, (-1, size)), chunks.unflatten(0, (-1, size)))
+
+    # -- learning -------------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """``gradient_steps`` times: critics on chunks, their distillation, the actor."""
+        assert self.replay_buffer is not None
+        optimizers = [self.actor.optimizer, self.critic.optimizer, self.policy.noise_critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)  # type: ignore[arg-type]
+        log = _Means()
+        if not self._n_updates:
+            for step in range(self.fit_updates + self.fit_actor_updates):
+                self._update(batch_size, log, FIT, actor=step >= self.fit_updates)
+        for _ in range(gradient_steps):
+            self._update(batch_size, log, self.backup, actor=True)
+        for _ in range(self.distill_after):
+            log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(self._batch(batch_size))))
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in log.read().items():
+            self.logger.record(f"train/{name}", value)
+            if not np.isfinite(value):
+                raise RunFailed(f"train/{name} is {value} after {self._n_updates} gradient steps")
+
+    def _update(self, batch_size: int, log: _Means, backup: str, actor: bool) -> None:
+        batch = self._batch(batch_size)
+        # 1. Q_A: temporal differences on executed chunks
+        log.add(critic_loss=self._step(self.critic, self._critic_loss(batch, backup, log)))  # type: ignore[arg-type]
+        _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
+        # 2. Q_W <- Q_A, before anybody climbs it
+        if not self.distill_after:
+            log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(batch)))
+        # 3. the actor climbs Q_W
+        if actor:
+            log.add(actor_loss=self._step(self.policy.actor, self._actor_loss(batch, log)))
+            self._actor_updates += 1
+            # a young average forgets its start sooner
+            decay = min(self.average_decay, self._actor_updates / (self._actor_updates + 9))
+            _follow(self.policy.average_actor, self.policy.actor, decay)
+
+    def _batch(self, batch_size: int) -> SteeringSamples:
+        assert self.replay_buffer is not None
+        if self.pool_refresh:
+            self.replay_buffer.refresh(round(self.pool_refresh * batch_size))
+        return self.replay_buffer.sample(batch_size, self._vec_normalize_env, unknown_noise=True)
+
+    def _critic_loss(self, batch: SteeringSamples, backup: str, log: _Means) -> Tensor:
+        # y = r + gamma^k * V(s'), nothing after a termination
+        with torch.no_grad():
+            if backup == "mc":
+                target = batch.returns
+            else:
+                value = self._next_value(batch, backup)
+                target = batch.rewards + (1 - batch.dones) * batch.discounts * value[:, None]
+                if MAXG:
+                    target = torch.maximum(target, batch.returns)
+            target = target.clamp(*self.target_range).squeeze(1)
+        q = self.critic(batch.observations, batch.chunks)  # type: ignore[operator]
+        log.add(q_mean=q.detach().mean())
+        return 0.5 * (q - target).square().mean(dim=1).sum()
+
+    def _next_value(self, batch: SteeringSamples, backup: str) -> Tensor:
+        cond = batch.next_observations
+        if backup != "actor" and batch.next_pool is not None:
+            q = reduce_q(self.critic_target(cond, batch.next_pool.chunks), self.critic_reduction)  # type: ignore[operator]
+            return q.amax(dim=1) if backup == "max" else q.mean(dim=1)
+        noise, divergence = self.policy.sample_noise(cond)
+        q = reduce_q(self.critic_target(cond, self.decode(cond, noise)), self.critic_reduction)  # type: ignore[operator]
+        return q - self._price() * divergence if self.soft_backup else q
+
+    def _distill_loss(self, batch: SteeringSamples) -> Tensor:
+        # Q_W(s, w) <- Q_A(s, pi_dp(s, w)), w ~ N(0, I)
+        cond, pool = batch.observations, batch.pool
+        if pool is None:
+            pool = self.draw_pool(cond, 1)
+        else:
+            some = torch.randperm(self.pool_size, device=cond.device)[: self.distill_noises]
+            pool = Pool(pool.actions[:, some], pool.chunks[:, some])
+        with torch.no_grad():
+            q = self.critic(cond, pool.chunks)  # type: ignore[operator]
+            target = q if self.distill_per_head else reduce_q(q, self.critic_reduction)
+        q_w = self.policy.noise_critic(cond, pool.actions * self.policy.bound)
+        return 0.5 * (q_w - target).square().flatten(1).mean(dim=1).sum()
+
+    def _actor_loss(self, batch: SteeringSamples, log: _Means) -> Tensor:
+        noise, divergence = self.policy.sample_noise(batch.observations)
+        self._adapt_price(divergence.detach())
+        q_w = self.policy.noise_critic(batch.observations, noise)
+        value = reduce_q(q_w, self.critic_reduction) if self.distill_per_head else q_w.mean(dim=0)
+        log.add(divergence=divergence.detach().mean(), ent_coef=self._price())
+        return (self._price() * divergence - value).mean()
+
+    def _price(self) -> Tensor:
+        """Of a nat."""
+        if self.log_ent_coef is None:
+            return self.ent_coef_tensor
+        return self.log_ent_coef.detach().exp().squeeze()
+
+    def _adapt_price(self, divergence: Tensor) -> None:
+        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
+            return
+        self.ent_coef_optimizer.zero_grad()
+        # dearer while the actor is further away than it should be
+        (self.log_ent_coef * (-self.target_entropy - divergence).mean()).sum().backward()  # type: ignore[operator]
+        self.ent_coef_optimizer.step()
+        with torch.no_grad():
+            self.log_ent_coef.clamp_(max=float(np.log(self.ent_coef_max)))
+
+    @staticmethod
+    def _step(network: nn.Module, loss: Tensor) -> Tensor:
+        """One step of the network's own optimiser; the gradients of everything else are not even computed."""
+        optimizer: Any = network.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=list(network.parameters()))
+        optimizer.step()
+        return loss.detach()
+
+
+class _Means:
+    """Averages of scalars that stay on their device until they are read."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+
+    def read(self) -> dict[str, float]:
+        if not self._values:
+            return {}
+        means = torch.stack([torch.stack(v).mean() for v in self._values.values()])
+        return dict(zip(self._values, means.tolist(), strict=True))
+
+
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """``average <- decay * average + (1 - decay) * network``."""
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)
+
+
+def _of_first(env: VecEnv) -> Any:
+    """The steering of environments that are steered one by one."""
+    try:
+        found: Iterable[Any] = env.get_attr("steering", indices=[0])
+        return next(iter(found))
+    except AttributeError:
+        return None

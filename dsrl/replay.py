@@ -1,0 +1,289 @@
+"""Replay for steering: one buffer for SAC, for noise-aliased SAC and for demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from dsrl.errors import DsrlError
+
+
+class Pool(NamedTuple):
+    """``M`` noises per observation, and what the frozen policy makes of them."""
+
+    actions: Tensor
+    """``(B, M, A)`` in the agent's units, noise / bound"""
+    chunks: Tensor
+    """``(B, M, Ta * Da)``"""
+
+
+class SteeringSamples(NamedTuple):
+    """A batch. The first six fields are those that stock SAC reads."""
+
+    observations: Tensor
+    actions: Tensor
+    """``(B, A)`` noise / bound; zeros where it is not known"""
+    next_observations: Tensor
+    dones: Tensor
+    """``(B, 1)``: 1 where the episode terminated; a time limit is no termination"""
+    rewards: Tensor
+    discounts: Tensor
+    """``(B, 1)``: gamma ** k for a chunk of k env steps"""
+    chunks: Tensor
+    """``(B, Ta * Da)`` as executed"""
+    pool: Pool | None
+    next_pool: Pool | None
+    returns: Tensor | None = None
+    """``(B, 1)``: discounted rewards to the end of the episode, where :meth:`SteeringReplayBuffer.add_returns` was asked"""
+
+
+Decoder = Callable[[Tensor], Pool]
+"""Encoded observations ``(B, C)`` -> noises drawn for each of them, decoded."""
+
+
+class SteeringReplayBuffer(ReplayBuffer):
+    """Keeps noise, executed chunk, true next observation, number of env steps, and whether the noise is known.
+
+    The columns are tensors on the agent's device; they grow as they fill, so a large ``buffer_size`` costs nothing by
+    itself. With a ``pool_size`` every stored observation carries noises that were decoded once, when it was recorded.
+
+    Args:
+        gamma: discount per env step.
+        chunk_dim: ``Ta * Da``; 0 keeps no chunks (an environment that does not report them).
+        pool_size: noises per observation; needs a :attr:`decoder`.
+        discount_per_chunk: one discount per decision however many env steps it took, as published.
+        time_limit_terminates: no value after a time limit, as in the public code of the paper.
+    """
+
+    _GROW_FROM = 4096
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        *,
+        gamma: float = 0.99,
+        chunk_dim: int = 0,
+        pool_size: int = 0,
+        discount_per_chunk: bool = False,
+        time_limit_terminates: bool = False,
+    ):
+        # the parent's columns are not used: one row is enough for them
+        super().__init__(n_envs, observation_space, action_space, device, n_envs)
+        if optimize_memory_usage:
+            raise ValueError("optimize_memory_usage is not supported: next observations are the true last ones")
+        self.capacity = buffer_size
+        self.gamma, self.pool_size, self.chunk_dim = gamma, pool_size, chunk_dim
+        self.discount_per_chunk, self.time_limit_terminates = discount_per_chunk, time_limit_terminates
+        self.decoder: Decoder | None = None
+        self.rows = 0
+        """transitions stored"""
+        self._at = 0
+        self._columns: dict[str, Tensor] = {}
+        self._known: Tensor | None = None
+        self._latest: tuple[np.ndarray, Pool] | None = None
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Store one decision of every environment."""
+        timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        chunks = np.zeros((len(infos), 0))
+        if self.chunk_dim:
+            chunks = np.stack([np.asarray(info["chunk"]).reshape(-1) for info in infos])
+        pools = None
+        if self.pool_size:
+            pools = (self.pool_for(obs), self._decode(self._tensor(next_obs)))
+            self._latest = (next_obs.copy(), pools[1])
+        self.extend(
+            pools,
+            obs=obs,
+            next_obs=next_obs,
+            action=np.asarray(action).reshape(len(infos), -1),
+            reward=reward,
+            terminated=done if self.time_limit_terminates else done & ~timeouts,
+            length=np.array([info.get("chunk_length", 1) for info in infos]),
+            chunk=chunks,
+            noise_known=np.ones(len(infos)),
+        )
+
+    def extend(self, pools: tuple[Pool, Pool] | None = None, /, **columns: Any) -> None:
+        """Store transitions: ``obs next_obs action reward terminated length chunk noise_known``, a row for each.
+
+        Demonstrations come this way, with ``noise_known`` zero. What does not fit overwrites the oldest rows.
+
+        Args:
+            pools: of ``obs`` and ``next_obs``; left out, they are decoded here.
+            columns: arrays with one row per transition.
+        """
+        new = {name: self._tensor(values) for name, values in columns.items()}
+        if self.pool_size:
+            new |= _named(pools or (self._decode(new["obs"]), self._decode(new["next_obs"])))
+        count = len(new["obs"])
+        self._reserve(self.rows + count, new)
+        where = (self._at + torch.arange(count, device=self.device)) % self.capacity
+        for name, values in new.items():
+            self._columns[name][where] = values
+        self._at = (self._at + count) % self.capacity
+        self.rows = min(self.rows + count, self.capacity)
+        self._known = None
+
+    def pool_for(self, obs: np.ndarray) -> Pool:
+        """The pools of the current observations ``(n_envs, C)``; they will be stored with them."""
+        if self._latest is None or self._latest[0].shape != obs.shape:
+            pool = self._decode(self._tensor(obs))
+        else:
+            before, pool = self._latest
+            fresh = (before != obs).any(axis=1)  # an episode has ended there, and another one begun
+            if fresh.any():
+                rows = torch.as_tensor(fresh.nonzero()[0], device=self.device)
+                decoded = self._decode(self._tensor(obs[fresh]))
+                pool = Pool(*(old.index_copy(0, rows, new) for old, new in zip(pool, decoded, strict=True)))
+        self._latest = (obs.copy(), pool)
+        return pool
+
+    def refresh(self, count: int) -> None:
+        """Draw and decode the pools of ``count`` random rows anew."""
+        if not self.rows or not count:
+            return
+        rows = torch.randint(self.rows, (count,), device=self.device)
+        pools = (self._decode(self._columns["obs"][rows]), self._decode(self._columns["next_obs"][rows]))
+        for name, values in _named(pools).items():
+            self._columns[name][rows] = values
+
+    def add_returns(self) -> None:
+        """Work out what every stored episode has earned from each of its decisions on; the last one may be unfinished."""
+        column = {name: values[: self.rows] for name, values in self._columns.items()}
+        exponent = torch.ones_like(column["length"]) if self.discount_per_chunk else column["length"]
+        discounts, returns = self.gamma**exponent, column["reward"].clone()
+        # decisions of one environment stand n_envs rows apart; an episode goes on where its next observation is the next
+        step = self.n_envs
+        goes_on = (column["next_obs"][:-step] == column["obs"][step:]).all(dim=1)
+        for row in reversed(range(self.rows - step)):
+            returns[row] += goes_on[row] * discounts[row] * returns[row + step]
+        self._columns["returns"] = torch.zeros_like(self._columns["reward"])
+        self._columns["returns"][: self.rows] = returns
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """Transitions stored."""
+        return self.rows
+
+    def sample(  # type: ignore[override]  # the fields of ReplayBufferSamples, and more
+        self, batch_size: int, env: VecNormalize | None = None, *, unknown_noise: bool = False
+    ) -> SteeringSamples:
+        """Draw transitions; only those whose noise is known, unless told otherwise.
+
+        Raises:
+            DsrlError: when there is none.
+        """
+        if unknown_noise:
+            rows = torch.randint(self.rows, (batch_size,), device=self.device)
+        else:
+            if self._known is None:
+                self._known = self._columns["noise_known"][: self.rows].nonzero().squeeze(1) if self.rows else None
+            if self._known is None or not len(self._known):
+                raise DsrlError("the replay buffer holds no transition whose noise is known; play some decisions first")
+            rows = self._known[torch.randint(len(self._known), (batch_size,), device=self.device)]
+        return self.at(rows, env)
+
+    def at(self, rows: Tensor, env: VecNormalize | None = None) -> SteeringSamples:
+        """These transitions."""
+        column = {name: values[rows] for name, values in self._columns.items()}
+        exponent = torch.ones_like(column["length"]) if self.discount_per_chunk else column["length"]
+        obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
+        if env is not None:
+            obs, next_obs = (self._normal(env.normalize_obs, values) for values in (obs, next_obs))
+            reward = self._normal(env.normalize_reward, reward)
+        return SteeringSamples(
+            observations=obs,
+            actions=column["action"],
+            next_observations=next_obs,
+            dones=column["terminated"][:, None],
+            rewards=reward[:, None],
+            discounts=(self.gamma**exponent)[:, None],
+            chunks=column["chunk"],
+            pool=self._pool_of(column, "pool"),
+            next_pool=self._pool_of(column, "next_pool"),
+            returns=column["returns"][:, None] if "returns" in column else None,
+        )
+
+    def fits(self, other: SteeringReplayBuffer) -> None:
+        """Check that a buffer read from a file can stand in for this one.
+
+        Raises:
+            DsrlError: when a shape differs.
+        """
+        for name, words in (
+            ("obs_shape", "observations"),
+            ("action_dim", "noises"),
+            ("chunk_dim", "chunks"),
+            ("pool_size", "pools"),
+        ):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise DsrlError(
+                    f"this replay buffer has {words} of {theirs}, the agent needs {mine}; it belongs to another run"
+                )
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoder, which holds the frozen policy."""
+        return {**self.__dict__, "decoder": None, "_latest": None}
+
+    def _reserve(self, rows: int, like: Mapping[str, Tensor]) -> None:
+        have = len(self._columns["obs"]) if self._columns else 0
+        if have >= min(rows, self.capacity):
+            return
+        length = min(max(2 * have, rows, self._GROW_FROM), self.capacity)
+        for name, values in like.items():
+            grown = torch.zeros(length, *values.shape[1:], device=self.device)
+            if have:
+                grown[:have] = self._columns[name]
+            self._columns[name] = grown
+
+    def _decode(self, obs: Tensor) -> Pool:
+        if self.decoder is None:
+            raise DsrlError("the replay buffer keeps pools but has no decoder; give the agent its environment first")
+        return self.decoder(obs)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=torch.float32).to(self.device)
+
+    def _pool_of(self, column: Mapping[str, Tensor], name: str) -> Pool | None:
+        return Pool(column[f"{name}_actions"], column[f"{name}_chunks"]) if self.pool_size else None
+
+    def _normal(self, normalize: Callable[[np.ndarray], np.ndarray], values: Tensor) -> Tensor:
+        return torch.as_tensor(normalize(values.cpu().numpy()), dtype=torch.float32, device=self.device)
+
+
+def _named(pools: tuple[Pool, Pool]) -> dict[str, Tensor]:
+    """The columns that two pools are kept in."""
+    now, after = pools
+    return {
+        "pool_actions": now.actions,
+        "pool_chunks": now.chunks,
+        "next_pool_actions": after.actions,
+        "next_pool_chunks": after.chunks,
+    }
