@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -21,6 +22,9 @@ class Steering:
 
     What the agent observes is ``policy.encode(obs)``, the frozen policy's own normalised view of the observation
     history. The encoding of the current observation is kept, so a decision costs one ``decode`` and nothing else.
+
+    Where the noise space leaves rows to the prior, they are drawn here, from a generator that is seeded with the
+    environments.
     """
 
     def __init__(
@@ -35,7 +39,15 @@ class Steering:
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(policy.cond_dim,), dtype=np.float32)
         self.action_space = self.noise_space.action_space()
         self._cond = torch.empty(0, policy.cond_dim)
+        self._rest = torch.Generator()
+        self.seed(0)
         check_fit(policy, obs_space, action_space)
+
+    def seed(self, seed: int | None) -> None:
+        """Seed what is drawn from the prior beside the agent's rows; None leaves the generator as it is."""
+        if seed is not None:
+            self.rest_seed = seed
+            self._rest.manual_seed(seed)
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
@@ -48,7 +60,10 @@ class Steering:
 
     def act(self, action: np.ndarray) -> np.ndarray:
         """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units."""
-        noise = self.noise_space.to_noise(torch.as_tensor(action, dtype=torch.float32, device=self.policy.device))
+        chosen = torch.as_tensor(action, dtype=torch.float32, device=self.policy.device)
+        # on the CPU: the same seed gives the same noise on every device
+        rest = torch.randn(len(chosen), self.noise_space.rest_size, generator=self._rest).to(chosen)
+        noise = self.noise_space.to_noise(chosen, rest)
         return self.policy.decode(self._cond, noise).cpu().numpy()
 
 
@@ -67,6 +82,12 @@ class SteeredVecEnv(VecEnvWrapper):
     def __init__(self, venv: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
         self.steering = Steering(policy, noise_space, venv.observation_space, venv.action_space)
         super().__init__(venv, self.steering.observation_space, self.steering.action_space)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the environments, and what is drawn from the prior beside the agent's rows."""
+        seeds = self.venv.seed(seed)
+        self.steering.seed(seeds[0])
+        return seeds
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
@@ -112,6 +133,7 @@ class SteeredVectorEnv(VectorWrapper):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all environments."""
+        self.steering.seed(seed[0] if isinstance(seed, list) else seed)
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # takes lists too
         return self.steering.observe(obs), info
 
@@ -136,6 +158,7 @@ class SteeredEnv(gym.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode."""
+        self.steering.seed(seed)
         obs, info = self.env.reset(seed=seed, options=options)
         return self.steering.observe(obs[None])[0], info
 
