@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.steered import NoiseActor
+from dsrl.steered import NoiseActor, SteeredPolicy
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
 
     Args:
         state: ``model.policy.state_dict()``.
-        facts: ``model.steering``: the algorithm and the bound of the noise.
+        facts: ``model.steering``: the algorithm, the bound of the noise, and the noise space where it is not full.
     """
     layout = _LAYOUTS[facts["algo"]]
     picked = {"trunk." + key.removeprefix(layout.trunk): state[key] for key in state if key.startswith(layout.trunk)}
@@ -61,6 +61,7 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
         "state_dependent_std": "log_std" not in picked,
         "squash": layout.squash,
         "bound": float(facts["bound"]),
+        "noise": dict(facts.get("noise", {})),
     }
     # looking at an agent must not move the random numbers that it is trained with
     with torch.random.fork_rng(devices=[]):
@@ -93,6 +94,10 @@ def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
             f"{path} steers the base policy {steers[:12]}, this one is {policy.spec.sha256[:12]}; "
             "an agent's noise means nothing to another policy"
         )
+    try:
+        SteeredPolicy(policy, actor)
+    except (TypeError, ValueError) as misfit:
+        raise DsrlError(f"{path} does not say which noise it chooses, or was edited by hand: {misfit}") from misfit
     if not all(torch.isfinite(parameter).all() for parameter in actor.parameters()):
         raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
     return actor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,9 +174,15 @@ ALGORITHMS = {
 }
 
 
-def steering_facts(algo: str, bound: float, policy: FrozenPolicy) -> dict[str, Any]:
-    """What an agent file must know beside its weights: plain values that its JSON holds readably."""
-    return {"algo": algo, "bound": bound, "base_policy_sha256": policy.spec.sha256}
+def steering_facts(
+    algo: str, bound: float, policy: FrozenPolicy, noise: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What an agent file must know beside its weights: plain values that its JSON holds readably.
+
+    ``noise`` is ``NoiseSpace.layout()``; a file without it chooses the whole noise.
+    """
+    facts = {"algo": algo, "bound": bound, "base_policy_sha256": policy.spec.sha256}
+    return {**facts, "noise": dict(noise)} if noise else facts
 
 
 def _number(value: str) -> str | float:

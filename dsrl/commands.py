@@ -16,6 +16,7 @@ from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectCon
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
+from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.probe import probe as run_probe
@@ -32,17 +33,25 @@ def finetune(config: FinetuneConfig) -> int:
 def probe(config: ProbeConfig) -> None:
     """``dsrl probe``"""
     policy = load_policy(config.checkpoint, device=config.device)
+    shape = policy.spec.noise_shape
+    spaces = reduced_spaces(shape, config.bound) if config.noise_spaces else []
+    if config.noise_spaces and not spaces:
+        raise DsrlError(f"the noise of this policy has the shape {shape} and no rows in time; leave out --noise-spaces")
+    noise_space = NoiseSpace.from_config(shape, config.bound, config.noise)
     with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
         check = run_probe(
             policy,
             envs,
             states=config.states,
             repeats=config.repeats,
-            bound=config.bound,
+            noise_space=noise_space,
+            compare=spaces,
             seed=config.seed,
             console=Console(),
         )
     print_probe(check, Console())
+    if objection := check.objection():
+        Console().print(f"dsrl finetune would refuse: {objection}")
 
 
 def inspect(config: InspectConfig) -> None:

@@ -12,6 +12,30 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from dsrl.errors import DsrlError, nearest
 
 Reward = Literal["auto", "success", "step-cost", "dense"]
+NoiseRest = Literal["prior", "zero", "repeat"]
+
+
+@dataclass(frozen=True)
+class NoiseSpaceConfig:
+    """Which part of the noise the agent chooses; all of it, when nothing is given."""
+
+    rows: int | None = None
+    """only this many rows of the noise, from the first step of the horizon on"""
+    rest: NoiseRest = "prior"
+    """the other rows: drawn from N(0, I), which is the base policy; zero; or the chosen rows again and again. One
+    repeated row is what the published pi0 code does; it destroys many policies"""
+    basis: int | None = None
+    """only this many cosines over the horizon, the slowest first; 1 is noise that is constant in time"""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "basis"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise DsrlError(f"--noise.{name} is {value}; it must be at least 1, or be left out")
+        if self.rows is not None and self.basis is not None:
+            raise DsrlError("--noise.rows and --noise.basis exclude each other; give one of them")
+        if self.rows is None and self.rest != "prior":
+            raise DsrlError(f"--noise.rest is '{self.rest}', but nothing is left over; give --noise.rows too")
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,9 @@ class FinetuneConfig:
     """training environments side by side"""
     bound: float | None = None
     """noise stays within this many standard deviations; left out: 1.5 for SAC, 3 for PPO, which starts as N(0, I)"""
+    noise: NoiseSpaceConfig = field(default_factory=NoiseSpaceConfig)
+    accept_noise_space: bool = False
+    """train although the steerability check finds that noise space or bound break the base policy"""
     gamma: float = 0.97
     """discount per env step; about 1 - 1/T for a task that takes T env steps (Lift takes 30)"""
     reward: Reward = "auto"
@@ -188,6 +215,9 @@ class ProbeConfig:
     """noise seeds per state"""
     bound: float = 1.5
     """half-width of the box that the agent would get"""
+    noise: NoiseSpaceConfig = field(default_factory=NoiseSpaceConfig)
+    noise_spaces: bool = False
+    """also play the base policy in each of the smaller noise spaces"""
     seed: int = 0
     """of the first initial state"""
     reward: Reward = "auto"

@@ -81,7 +81,7 @@ def evaluate(
     seed: int,
     name: str = "base",
     noise_scale: float = 1.0,
-    clip: float | None = None,
+    shape_noise: Callable[[Tensor], Tensor] | None = None,
     repeats: int = 1,
     watch: Watcher | None = None,
     console: Console | None = None,
@@ -96,7 +96,7 @@ def evaluate(
         seed: of the first initial state and of the noise.
         name: goes into the result.
         noise_scale: 1 is the policy itself.
-        clip: clip the noise to a box of this half-width.
+        shape_noise: what becomes of the noise, ``(B, *noise_shape)`` -> the same; for example ``NoiseSpace.project``.
         repeats: noise seeds per initial state; results are ordered ``(state, repeat)``.
         watch: sees every decision.
         console: shows a progress bar.
@@ -121,7 +121,7 @@ def evaluate(
                     "the environment returned an observation that is not finite; the episode cannot go on"
                 )
             cond = policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
-            noise = _draw(policy, slots, noises, noise_scale, clip)
+            noise = _draw(policy, slots, noises, noise_scale, shape_noise)
             chunk = policy.decode(cond, noise)
             if watch is not None:
                 watch(cond, noise, chunk)
@@ -242,7 +242,7 @@ def _draw(
     slots: Sequence[Sequence[int]],
     generators: Sequence[torch.Generator],
     scale: float,
-    clip: float | None,
+    shape_noise: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """Noise for every environment, each from the generator of its own episode."""
     noise = torch.zeros(len(slots), *policy.spec.noise_shape)
@@ -250,6 +250,6 @@ def _draw(
         for index, slot in enumerate(slots):
             if slot:
                 noise[index] = torch.randn(policy.spec.noise_shape, generator=generators[slot[0]]) * scale
-    if clip is not None:
-        noise = noise.clamp(-clip, clip)
+    if shape_noise is not None:
+        noise = shape_noise(noise)
     return noise.to(policy.device)

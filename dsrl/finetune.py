@@ -18,7 +18,7 @@ from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, check_finite
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import RunFailed
+from dsrl.errors import DsrlError, RunFailed
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
@@ -57,7 +57,10 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, device=config.device)
     env = resolve_env_spec(environment_of(policy, config.env))
-    noise_space = NoiseSpace(policy.spec.noise_shape, config.bound or ALGORITHMS[config.algo].bound)
+    bound = config.bound or ALGORITHMS[config.algo].bound
+    noise_space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)
+    run_dir = config.run_dir or _default_dir(config, env)
+    RunFolder(run_dir.expanduser()).check_room(config.overwrite)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(
             evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
@@ -65,23 +68,15 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma)
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
+        console.print(f"base policy {path} on {env.id}, run folder {run_dir}")
+        if config.probe_episodes:
+            _check_steerability(config, policy, noise_space, eval_envs, console)
         folder = RunFolder.create(
-            config.run_dir or _default_dir(config, env),
+            run_dir,
             config=to_dict(config),
             base_policy={"path": str(path), "sha256": policy.spec.sha256, "env": env.to_robomimic()},
             force=config.overwrite,
         )
-        console.print(f"base policy {path} on {env.id}, run folder {folder.path}")
-        if config.probe_episodes:
-            check = probe(
-                policy,
-                eval_envs,
-                states=config.probe_episodes,
-                bound=noise_space.bound,
-                seed=first_seed(_PROBE, config),
-                console=console,
-            )
-            print_probe(check, console)
         run = _Run(config, policy, model, eval_envs, folder, console)
         if run.learn():
             run.draw()
@@ -185,14 +180,37 @@ class _Run:
         return f"{self.folder.path.name}: {self.config.algo} on the noise"
 
 
+def _check_steerability(
+    config: FinetuneConfig, policy: FrozenPolicy, noise_space: NoiseSpace, envs: VecEnv, console: Console
+) -> None:
+    """Print what the choice of noise changes.
+
+    Raises:
+        DsrlError: when the base policy does not survive in the noise space or its box, unless that is accepted.
+    """
+    check = probe(
+        policy,
+        envs,
+        states=config.probe_episodes,
+        noise_space=noise_space,
+        seed=first_seed(_PROBE, config),
+        console=console,
+    )
+    print_probe(check, console)
+    if objection := check.objection():
+        if not config.accept_noise_space:
+            raise DsrlError(objection)
+        console.print(f"accepted: {objection}")
+
+
 def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
     """The agent, and environments that start where this run's training starts."""
-    policy, bound = envs.steering.policy, envs.steering.noise_space.bound
+    policy, space = envs.steering.policy, envs.steering.noise_space
     model = ALGORITHMS[config.algo].build(
         config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
     )
     # a plain attribute, which stable-baselines3 saves as readable JSON
-    model.steering = steering_facts(config.algo, bound, policy)  # type: ignore[attr-defined]
+    model.steering = steering_facts(config.algo, space.bound, policy, space.layout())  # type: ignore[attr-defined]
     # stable-baselines3 has just seeded the environments with the seed of the networks
     envs.seed(first_seed(_TRAIN, config))
     return model

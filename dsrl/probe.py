@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from dsrl.evaluate import Evaluation, evaluate
+from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
 
 
@@ -22,7 +24,7 @@ class Probe:
     base: Evaluation
     """``N(0, I)``, several noise seeds per state"""
     clipped: Evaluation
-    """``N(0, I)`` clipped to the box of the agent: what warm-up plays"""
+    """``N(0, I)`` clipped to the box of the agent, in its noise space: what warm-up plays"""
     scaled: Evaluation
     """half the noise"""
     zero: Evaluation
@@ -30,6 +32,10 @@ class Probe:
     repeats: int
     spread: np.ndarray
     """``(Da,)`` standard deviation of the denoised action over noise, mean over visited states, in action units"""
+    chosen: Evaluation | None = None
+    """``N(0, I)`` in the agent's noise space, where that is not the full one; the noise seeds are those of ``base``"""
+    spaces: tuple[Evaluation, ...] = ()
+    """the same in other noise spaces, one noise seed per state"""
 
     def pass_at(self, n: int) -> float:
         """Probability that at least one of ``n`` noise seeds succeeds (unbiased, Chen et al. 2021, eq. 1)."""
@@ -50,6 +56,8 @@ class Probe:
             ("clipped to the box", self.clipped.describe()),
             ("half the noise", self.scaled.describe()),
             ("zero noise", self.zero.describe()),
+            *((f"the agent's noise space: {e.policy}", e.describe()) for e in (self.chosen,) if e is not None),
+            *((f"noise space: {e.policy}", e.describe()) for e in self.spaces),
             *((f"pass@{n}", f"{self.pass_at(n):.0%}") for n in (1, 2, 4, 8) if n <= self.repeats),
             ("spread of the action over noise", spread),
         ]
@@ -67,6 +75,23 @@ class Probe:
         note = "; zero noise alone gains part of it, so compare with it" if self.zero.success_rate > one + 0.1 else ""
         return f"steerable: pass@1 is {one:.0%}, pass@{self.repeats} is {many:.0%}{note}"
 
+    def objection(self) -> str | None:
+        """Why no agent should start from here: its noise space, or its box, costs the base policy too much."""
+        found = f"under N(0, I) the base policy succeeds in {self.base.describe()}"
+        if self.chosen is not None and _breaks(self.base, self.chosen):
+            return (
+                f"{found}, in the noise space '{self.chosen.policy}' in {self.chosen.describe()}: the agent would "
+                "start from a broken policy. Leave out --noise.rows and --noise.basis, or choose another space "
+                "(dsrl probe --noise-spaces compares them); --accept-noise-space trains nevertheless"
+            )
+        if _breaks(self.base, self.clipped):
+            return (
+                f"{found}, with noise clipped to the box of the agent in {self.clipped.describe()}: the agent would "
+                "start from a broken policy. Take a larger --bound (3 covers N(0, I)); --accept-noise-space trains "
+                "nevertheless"
+            )
+        return None
+
 
 def probe(
     policy: FrozenPolicy,
@@ -74,7 +99,8 @@ def probe(
     *,
     states: int = 16,
     repeats: int = 8,
-    bound: float = 1.5,
+    noise_space: NoiseSpace | None = None,
+    compare: Sequence[NoiseSpace] = (),
     seed: int = 0,
     console: Console | None = None,
 ) -> Probe:
@@ -85,24 +111,38 @@ def probe(
         envs: from ``make_vec_env`` with ``gamma=1``.
         states: initial states, the seeds ``seed, seed + 1, ...``.
         repeats: noise seeds per state for ``N(0, I)``.
-        bound: half-width of the agent's box.
+        noise_space: the agent's; left out: the full noise in a box of half-width 1.5.
+        compare: other noise spaces to play the base policy in.
         seed: of the first initial state.
         console: shows progress.
     """
     visited: list[Tensor] = []
+    agent = noise_space or NoiseSpace(policy.spec.noise_shape)
 
     def score(name: str, **kwargs: Any) -> Evaluation:
         return evaluate(policy, envs, episodes=states, seed=seed, name=name, console=console, **kwargs)
 
+    def within(space: NoiseSpace, repeats: int = 1) -> Evaluation:
+        if space.keeps_prior:  # nothing to play: it is the base policy
+            return replace(base, policy=space.describe())
+        return score(space.describe(), repeats=repeats, shape_noise=space.project)
+
     base = score("base", repeats=repeats, watch=lambda cond, *_: visited.append(cond.cpu()))
     return Probe(
         base=base,
-        clipped=score("clipped", clip=bound),
+        clipped=score("clipped", shape_noise=lambda noise: agent.project(noise, clip=True)),
         scaled=score("scaled", noise_scale=0.5),
         zero=score("zero", noise_scale=0.0),
         repeats=repeats,
         spread=_spread(policy, torch.cat(visited), seed),
+        chosen=within(agent, repeats) if agent.layout() else None,
+        spaces=tuple(within(space) for space in compare if space.layout() != agent.layout()),
     )
+
+
+def _breaks(base: Evaluation, other: Evaluation) -> bool:
+    """More than 20 points below the base policy, and not by chance: the 95 % intervals do not meet."""
+    return base.success_rate - other.success_rate > 0.2 and other.interval[1] < base.interval[0]
 
 
 def _spread(policy: FrozenPolicy, cond: Tensor, seed: int, states: int = 64, noises: int = 32) -> np.ndarray:

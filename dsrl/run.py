@@ -181,7 +181,12 @@ class RunFolder:
         """All rows of ``metrics.csv``, without the empty cells."""
         return [{k: float(v) for k, v in row.items() if v} for row in read_rows(self.metrics_path)]
 
-    def _make_room(self, force: bool) -> None:
+    def check_room(self, force: bool) -> None:
+        """Whether a run could begin here; nothing is changed.
+
+        Raises:
+            DsrlError: when something is there already.
+        """
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -196,7 +201,11 @@ class RunFolder:
         known = {*_REQUIRED, *_OPTIONAL}
         if "base_policy.json" not in found and not known.issuperset(found):
             raise DsrlError(f"{self.path} holds something that is not a run ({found[0]}); choose another folder")
-        for entry in self.path.iterdir():
+
+    def _make_room(self, force: bool) -> None:
+        self.check_room(force)
+        known = {*_REQUIRED, *_OPTIONAL}
+        for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.name in known and entry.is_dir():
                 shutil.rmtree(entry)
             elif entry.name in known:

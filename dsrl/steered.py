@@ -23,7 +23,8 @@ class NoiseActor(nn.Module):
 
     Args:
         config: ``{"sizes": [cond_dim, hidden, ...], "action_dim": A, "activation": "silu", "state_dependent_std": bool,
-            "squash": bool, "bound": float}``, and ``"layer_norm": True`` for a LayerNorm in every hidden layer.
+            "squash": bool, "bound": float}``; ``"layer_norm": True`` for a LayerNorm in every hidden layer, and
+            ``"noise"``, which is ``NoiseSpace.layout()``: without it the agent chooses the whole noise.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -57,10 +58,14 @@ class NoiseActor(nn.Module):
 
 
 class SteeredPolicy(nn.Module):
-    """``decode(cond, eps) = base.decode(cond, noise_space.to_noise(actor(cond, eps)))``.
+    """``decode(cond, (eps, rest)) = base.decode(cond, noise_space.to_noise(actor(cond, eps), rest))``.
 
     Being a :class:`~dsrl.policy.FrozenPolicy`, it can be evaluated, saved, and steered in turn; its noise ``eps`` is
-    the agent's own randomness, and zeros make it deterministic.
+    the agent's own randomness, and zeros make it deterministic. Where the rest of the base policy's noise is drawn from
+    the prior, ``rest_size`` further numbers of the noise are that draw, so zeros hold the rest at zero too.
+
+    Raises:
+        ValueError: when the actor was made for another noise.
     """
 
     kind = "steered"
@@ -69,8 +74,15 @@ class SteeredPolicy(nn.Module):
         super().__init__()
         self.base = base
         self.actor = actor
-        self.noise_space = NoiseSpace(base.spec.noise_shape, actor.config["bound"])
-        self.spec: PolicySpec = replace(base.spec, noise_shape=(self.noise_space.size,), sha256="")
+        self.noise_space = space = NoiseSpace(
+            base.spec.noise_shape, actor.config["bound"], **actor.config.get("noise", {})
+        )
+        if actor.config["action_dim"] != space.size:
+            raise ValueError(
+                f"the actor chooses {actor.config['action_dim']} numbers, its noise space has {space.size} "
+                f"({space.describe()}, of {space.noise_shape})"
+            )
+        self.spec: PolicySpec = replace(base.spec, noise_shape=(space.size + space.rest_size,), sha256="")
 
     @property
     def device(self) -> torch.device:
@@ -88,16 +100,17 @@ class SteeredPolicy(nn.Module):
 
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, A)`` -> the executed chunk ``(B, Ta, Da)``.
+        """``(B, cond_dim), (B, A + rest_size)`` -> the executed chunk ``(B, Ta, Da)``.
 
         Raises:
             ValueError: when the noise has another shape.
         """
-        if noise.shape != (len(cond), self.noise_space.size):
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, this policy denoises {(len(cond), self.noise_space.size)}"
-            )
-        return self.base.decode(cond, self.noise_space.to_noise(self.actor(cond, noise)))
+        expected = (len(cond), *self.spec.noise_shape)
+        if noise.shape != expected:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {expected}")
+        space = self.noise_space
+        eps, rest = noise.split([space.size, space.rest_size], dim=-1)
+        return self.base.decode(cond, space.to_noise(self.actor(cond, eps), rest))
 
     def sample(self, obs: Obs, noise: Tensor) -> Tensor:
         """``decode(encode(obs), noise)``."""
@@ -110,7 +123,7 @@ class SteeredPolicy(nn.Module):
         batch = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         single = batch.ndim == 2
         batch = batch[None] if single else batch
-        shape = (len(batch), self.noise_space.size)
+        shape = (len(batch), *self.spec.noise_shape)
         eps = torch.zeros(shape) if deterministic else torch.randn(shape, generator=generator)
         chunk = self.sample(batch, eps.to(self.device)).cpu().numpy()
         return chunk[0] if single else chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -22,6 +23,9 @@ class Steering:
 
     What the agent observes is ``policy.encode(obs)``, the frozen policy's own normalised view of the observation
     history. The encoding of the current observation is kept, so a decision costs one ``decode`` and nothing else.
+
+    Where the noise space leaves rows to the prior, they are drawn here, from a generator that is seeded with the
+    environments.
     """
 
     def __init__(
@@ -38,9 +42,17 @@ class Steering:
         self.chunk = np.empty(0)
         """what :meth:`act` returned last; learners find their part of it in ``info["chunk"]``"""
         self._cond = torch.empty(0, policy.cond_dim)
+        self._rest = torch.Generator()
+        self.seed(0)
         check_fit(policy, obs_space, action_space)
         assert isinstance(action_space, spaces.Box)
         self._low, self._high = (torch.as_tensor(v, device=policy.device) for v in (action_space.low, action_space.high))
+
+    def seed(self, seed: int | None) -> None:
+        """Seed what is drawn from the prior beside the agent's rows; None leaves the generator as it is."""
+        if seed is not None:
+            self.rest_seed = seed
+            self._rest.manual_seed(seed)
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
@@ -53,12 +65,14 @@ class Steering:
 
     def decode(self, cond: Tensor, action: Tensor) -> Tensor:
         """``(B, cond_dim), (B, size)`` -> the chunk that would be executed, ``(B, Ta, Da)`` inside the action limits."""
-        return self.policy.decode(cond, self.noise_space.to_noise(action)).clamp(self._low, self._high)
+        # on the CPU: the same seed gives the same noise on every device
+        rest = torch.randn(len(action), self.noise_space.rest_size, generator=self._rest).to(action)
+        return self.policy.decode(cond, self.noise_space.to_noise(action, rest)).clamp(self._low, self._high)
 
     def act(self, action: np.ndarray) -> np.ndarray:
         """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units, for what was observed last."""
-        noise = torch.as_tensor(action, dtype=torch.float32, device=self.policy.device)
-        self.chunk = self.decode(self._cond, noise).cpu().numpy()
+        chosen = torch.as_tensor(action, dtype=torch.float32, device=self.policy.device)
+        self.chunk = self.decode(self._cond, chosen).cpu().numpy()
         return self.chunk
 
 
@@ -77,6 +91,12 @@ class SteeredVecEnv(VecEnvWrapper):
     def __init__(self, venv: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
         self.steering = Steering(policy, noise_space, venv.observation_space, venv.action_space)
         super().__init__(venv, self.steering.observation_space, self.steering.action_space)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the environments, and what is drawn from the prior beside the agent's rows."""
+        seeds = self.venv.seed(seed)
+        self.steering.seed(seeds[0])
+        return seeds
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
@@ -124,6 +144,7 @@ class SteeredVectorEnv(VectorWrapper):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all environments."""
+        self.steering.seed(seed[0] if isinstance(seed, list) else seed)
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # takes lists too
         return self.steering.observe(obs), info
 
@@ -149,6 +170,7 @@ class SteeredEnv(gym.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode."""
+        self.steering.seed(seed)
         obs, info = self.env.reset(seed=seed, options=options)
         return self.steering.observe(obs[None])[0], info
 

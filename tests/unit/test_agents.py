@@ -16,7 +16,7 @@ from dsrl.actor_file import actor_from_state, read_actor
 from dsrl.agents import ALGORITHMS, ChunkReplayBuffer, build_sac, steering_facts
 from dsrl.config import FinetuneConfig, SACConfig
 from dsrl.errors import DsrlError
-from dsrl.noise import NoiseSpace
+from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.steered import SteeredPolicy
 from dsrl.wrappers import SteeredVecEnv, make_vec_env
@@ -24,15 +24,16 @@ from dsrl.wrappers import SteeredVecEnv, make_vec_env
 POLICY = ToyPolicy()
 
 
-def steered_env(bound: float = 1.5, n_envs: int = 2) -> SteeredVecEnv:
+def steered_env(bound: float = 1.5, n_envs: int = 2, **layout) -> SteeredVecEnv:
     envs = make_vec_env(POLICY.spec.env, POLICY.spec, n_envs, seed=0)
-    return SteeredVecEnv(envs, POLICY, NoiseSpace(POLICY.spec.noise_shape, bound))
+    return SteeredVecEnv(envs, POLICY, NoiseSpace(POLICY.spec.noise_shape, bound, **layout))
 
 
-def agent(algo: str = "sac", bound: float = 1.5):
+def agent(algo: str = "sac", bound: float = 1.5, **layout):
     config = FinetuneConfig(n_envs=2, hidden_dims=(16, 16), warmup_env_steps=400)
-    model = ALGORITHMS[algo].build(config, steered_env(bound), POLICY.spec.n_action_steps, seed=0, device="cpu")
-    model.steering = steering_facts(algo, bound, POLICY)
+    envs = steered_env(bound, **layout)
+    model = ALGORITHMS[algo].build(config, envs, POLICY.spec.n_action_steps, seed=0, device="cpu")
+    model.steering = steering_facts(algo, bound, POLICY, layout)
     return model
 
 
@@ -187,6 +188,39 @@ def test_an_agent_without_its_facts_is_refused(tmp_path, facts):
     path = rewritten(tmp_path / "agent.zip", "data", json.dumps({"steering": facts}).encode())
     with pytest.raises(DsrlError, match="is not an agent that dsrl saved"):
         read_actor(path, POLICY)
+
+
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("space", reduced_spaces(POLICY.spec.noise_shape, 1.5), ids=NoiseSpace.describe)
+def test_an_agent_file_remembers_its_noise_space(tmp_path, algo: str, space: NoiseSpace):
+    model = agent(algo, **space.layout())
+    model.save(tmp_path / "agent.zip")
+    steered = SteeredPolicy(POLICY, read_actor(tmp_path / "agent.zip", POLICY))
+    assert steered.noise_space == space
+    envs = model.get_env()
+    obs = envs.reset()
+    action, _ = model.predict(obs, deterministic=True)
+    rest = torch.randn(2, space.rest_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.cat([torch.zeros(2, space.size), rest], dim=1)
+    expected = POLICY.decode(torch.as_tensor(obs), space.to_noise(torch.as_tensor(action), rest))
+    torch.testing.assert_close(steered.decode(torch.as_tensor(obs), noise), expected)
+
+
+def test_an_agent_file_of_the_full_noise_says_nothing_about_it(tmp_path):
+    model = agent()
+    model.save(tmp_path / "agent.zip")
+    assert "noise" not in model.steering
+    steered = SteeredPolicy(POLICY, read_actor(tmp_path / "agent.zip", POLICY))
+    assert steered.noise_space == NoiseSpace(POLICY.spec.noise_shape)
+
+
+@pytest.mark.parametrize("noise", [{}, {"rows": 2}, {"rows": 9}, {"row": 1}])
+def test_an_agent_with_the_noise_space_of_another_is_refused(tmp_path, noise: dict):
+    model = agent(rows=1, rest="zero")
+    model.steering["noise"] = noise
+    model.save(tmp_path / "agent.zip")
+    with pytest.raises(DsrlError, match="does not say which noise it chooses"):
+        read_actor(tmp_path / "agent.zip", POLICY)
 
 
 def test_an_agent_with_nan_is_refused(tmp_path):

@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsrl.config import FinetuneConfig, PPOConfig, ProbeConfig, SACConfig, finetune_config, to_dict
+from dsrl.config import FinetuneConfig, NoiseSpaceConfig, PPOConfig, ProbeConfig, SACConfig, finetune_config, to_dict
 from dsrl.errors import DsrlError
 
 
 def test_a_config_survives_its_yaml_file():
     config = FinetuneConfig(
-        base_policy=Path("ckpt.pt"), hidden_dims=(64, 32), sac=SACConfig(ent_coef="auto"), ppo=PPOConfig(target_kl=None)
+        base_policy=Path("ckpt.pt"),
+        hidden_dims=(64, 32),
+        sac=SACConfig(ent_coef="auto"),
+        ppo=PPOConfig(target_kl=None),
+        noise=NoiseSpaceConfig(rows=1, rest="repeat"),
     )
     assert finetune_config(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
@@ -38,6 +42,10 @@ def test_what_a_file_leaves_out_keeps_its_default():
         ({"warmup_env_steps": 5000, "total_env_steps": 5000}, "nothing would be left to steer"),
         ({"sac": 3}, "'sac' holds 3"),
         ({"seed": "one"}, "'seed' holds 'one', expected int"),
+        ({"noise": {"rows": 0}}, r"--noise\.rows is 0"),
+        ({"noise": {"rows": 1, "basis": 1}}, r"--noise\.rows and --noise\.basis exclude each other"),
+        ({"noise": {"rest": "repeat"}}, r"--noise\.rest is 'repeat', but .* give --noise\.rows"),
+        ({"noise": {"rows": 1, "rest": "mean"}}, r"'noise\.rest' holds 'mean', expected one of prior, zero, repeat"),
         ({"algo": "td3"}, "'algo' holds 'td3', expected one of sac, ppo"),
     ],
 )

@@ -5,6 +5,7 @@ import torch
 
 from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPolicy
 from dsrl.errors import DsrlError
+from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.pretrained.toy import ToyPolicy
@@ -42,17 +43,22 @@ def make_inputs(spec, batch=8):
     return obs, torch.randn(batch, *spec.noise_shape, generator=generator)
 
 
-def make_steered(base):
+SPACES = {space.describe(): space for space in reduced_spaces((SPEC.horizon, SPEC.action_dim), 1.5)}
+
+
+def make_steered(base, space=None):
     torch.manual_seed(0)
-    size = int(torch.Size(base.spec.noise_shape).numel())
-    sizes = {"sizes": [base.cond_dim, 32], "action_dim": size, "activation": "silu"}
+    space = space or NoiseSpace(base.spec.noise_shape)
+    sizes = {"sizes": [base.cond_dim, 32], "action_dim": space.size, "activation": "silu", "noise": space.layout()}
     actor = NoiseActor({**sizes, "state_dependent_std": True, "squash": True, "bound": 1.5})
     actor.log_std.weight.zero_()  # wide enough that the noise is heard
     return SteeredPolicy(base, actor)
 
 
-@pytest.fixture(params=[*CASES, "toy", "steered", "steered twice"])
+@pytest.fixture(params=[*CASES, "toy", "steered", "steered twice", *SPACES])
 def policy(request):
+    if request.param in SPACES:
+        return make_steered(make_policy(CASES[0]), SPACES[request.param])
     if request.param == "toy":
         return ToyPolicy()
     if request.param.startswith("steered"):
@@ -151,6 +157,35 @@ def test_save_and_load_change_nothing(own_policy, tmp_path):
     assert torch.equal(own_policy.sample(obs, noise), loaded.sample(obs, noise))
     assert list(loaded.spec.obs_shapes.items()) == list(SPEC.obs_shapes.items())
     assert loaded.config_dict() == own_policy.config_dict()
+
+
+@pytest.mark.parametrize("space", [NoiseSpace((8, 3)), *SPACES.values()], ids=NoiseSpace.describe)
+def test_a_steered_policy_is_saved_with_its_noise_space(space, tmp_path):
+    live = make_steered(make_policy(CASES[0]), space)
+    save_policy(live, tmp_path / "steered.pt")
+    loaded = load_policy(tmp_path / "steered.pt", device="cpu")
+    obs, noise = make_inputs(live.spec)
+    assert loaded.noise_space == space and loaded.spec.noise_shape == live.spec.noise_shape
+    assert torch.equal(loaded.sample(obs, noise), live.sample(obs, noise))
+
+
+def test_a_steered_file_without_a_noise_space_means_the_full_one(tmp_path):
+    live = make_steered(make_policy(CASES[0]))
+    save_policy(live, tmp_path / "new.pt")
+    checkpoint = torch.load(tmp_path / "new.pt", weights_only=True)
+    del checkpoint["config"]["actor"]["noise"]  # as files were before there were noise spaces
+    torch.save(checkpoint, tmp_path / "old.pt")
+    assert load_policy(tmp_path / "old.pt", device="cpu").noise_space == NoiseSpace((8, 3))
+
+
+@pytest.mark.parametrize("noise", [{"rows": 9}, {"rows": 2}, {"rows": "1"}, {"row": 1}, {"rows": 1, "rest": "mean"}, 3])
+def test_a_steered_file_with_an_impossible_noise_space_is_refused(noise, tmp_path):
+    save_policy(make_steered(make_policy(CASES[0])), tmp_path / "steered.pt")
+    checkpoint = torch.load(tmp_path / "steered.pt", weights_only=True)
+    checkpoint["config"]["actor"]["noise"] = noise
+    torch.save(checkpoint, tmp_path / "steered.pt")
+    with pytest.raises(DsrlError, match="do not make a steered policy"):
+        load_policy(tmp_path / "steered.pt", device="cpu")
 
 
 def test_actions_stay_inside_the_data(own_policy):

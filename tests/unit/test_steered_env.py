@@ -11,7 +11,7 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from dsrl.noise import NoiseSpace
+from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.wrappers import SteeredEnv, SteeredVecEnv, SteeredVectorEnv, chunked, make_env, make_vec_env
 
@@ -27,23 +27,28 @@ def vec(n_envs: int = 2) -> SteeredVecEnv:
     return SteeredVecEnv(make_vec_env(POLICY.spec.env, POLICY.spec, n_envs, seed=0), POLICY, SPACE)
 
 
-def noises(steps: int, n_envs: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(steps, n_envs, SPACE.size)).clip(-1.5, 1.5).astype(np.float32)
+def noises(steps: int, n_envs: int, space: NoiseSpace = SPACE) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(steps, n_envs, space.size)).clip(-1.5, 1.5).astype(np.float32)
 
 
-def test_the_three_shells_give_the_same_trajectory():
+@pytest.mark.parametrize("space", [SPACE, *reduced_spaces(POLICY.spec.noise_shape, 1.5)], ids=NoiseSpace.describe)
+def test_the_three_shells_give_the_same_trajectory(space: NoiseSpace):
     steps = 6
-    actions = noises(steps, 1)
-    one = SteeredEnv(single(), POLICY, SPACE)
-    many = SteeredVecEnv(DummyVecEnv([single]), POLICY, SPACE)
-    vector = SteeredVectorEnv(SyncVectorEnv([single], autoreset_mode=AutoresetMode.SAME_STEP), POLICY, SPACE)
+    actions = noises(steps, 1, space)
+    one = SteeredEnv(single(), POLICY, space)
+    many = SteeredVecEnv(DummyVecEnv([single]), POLICY, space)
+    vector = SteeredVectorEnv(SyncVectorEnv([single], autoreset_mode=AutoresetMode.SAME_STEP), POLICY, space)
     many.seed(7)
     starts = [one.reset(seed=7)[0], many.reset()[0], vector.reset(seed=7)[0][0]]
     trajectories = [[obs] for obs in starts]
     for action in actions:
-        trajectories[0].append(one.step(action[0])[0])
+        obs, _, terminated, *_ = one.step(action[0])
+        if terminated:  # the other two begin a new episode
+            break
+        trajectories[0].append(obs)
         trajectories[1].append(many.step(action)[0][0])
         trajectories[2].append(vector.step(action)[0][0])
+    assert len(trajectories[0]) > 2
     np.testing.assert_array_equal(trajectories[0], trajectories[1])
     np.testing.assert_array_equal(trajectories[0], trajectories[2])
 
@@ -54,6 +59,37 @@ def test_the_chunk_that_is_played_is_the_denoised_noise():
     action = noises(1, 1)[0]
     expected = POLICY.decode(torch.as_tensor(obs)[None], SPACE.to_noise(torch.as_tensor(action)))
     np.testing.assert_allclose(env.steering.act(action), expected.numpy())
+
+
+def prior_env(n_envs: int = 2) -> SteeredVecEnv:
+    """The agent chooses the first row, the others are drawn."""
+    space = NoiseSpace(POLICY.spec.noise_shape, rows=1, rest="prior")
+    return SteeredVecEnv(make_vec_env(POLICY.spec.env, POLICY.spec, n_envs, seed=0), POLICY, space)
+
+
+def played(env: SteeredVecEnv, seed: int) -> np.ndarray:
+    env.seed(seed)
+    env.reset()
+    return np.stack([env.steering.act(np.zeros((env.num_envs, 2), np.float32)) for _ in range(3)])
+
+
+def test_what_is_drawn_from_the_prior_follows_the_seed():
+    env = prior_env()
+    first = played(env, 3)
+    assert env.steering.rest_seed == 3
+    torch.randn(7)  # the global generator plays no part
+    np.testing.assert_array_equal(first, played(env, 3))
+    assert (first != played(env, 4)).any() and (first[0] != first[1]).any(), "every decision draws anew"
+
+
+def test_environments_side_by_side_draw_noise_of_their_own():
+    env = prior_env()
+    seen: list[torch.Tensor] = []
+    to_noise = env.steering.noise_space.to_noise
+    object.__setattr__(env.steering.noise_space, "to_noise", lambda *args: seen.append(to_noise(*args)) or seen[-1])
+    played(env, 0)
+    rest = torch.stack(seen)[..., 1:, :]
+    assert rest.shape == (3, 2, 3, 2) and len(rest.unique()) == rest.numel()
 
 
 def test_terminal_observations_are_encoded_and_time_limits_survive():
