@@ -21,8 +21,6 @@ from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples
 
 Backup = Literal["max", "mean", "actor"]
 _DECODE_ROWS = 1024
-FIT = "mean"
-MAXG = False
 
 
 class NoiseAliasedSAC(SAC):
@@ -56,6 +54,8 @@ class NoiseAliasedSAC(SAC):
         pool_refresh: share of a batch whose pools are redrawn per gradient step (each costs two decodes).
         backup: value of the next observation: the best or the mean of its pool, or the noise that the actor plays.
         soft_backup: pay for the actor's divergence in the target too (``backup="actor"`` only).
+        lower_bound: no target falls below what an episode that terminated has earned from there on (sound where the
+            simulator has little randomness of its own).
         critic_reduction: of the ensemble on chunks, in targets and scores.
         target_range: what a return can be; targets are clamped to it.
         ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
@@ -98,6 +98,7 @@ class NoiseAliasedSAC(SAC):
         pool_refresh: float = 0.0,
         backup: Backup = "max",
         soft_backup: bool = False,
+        lower_bound: bool = True,
         critic_reduction: Reduction = "min",
         target_range: tuple[float, float] = (-float("inf"), float("inf")),
         ent_coef: str | float = 0.03,
@@ -120,7 +121,8 @@ class NoiseAliasedSAC(SAC):
         _init_setup_model: bool = True,
     ):
         self.pool_size, self.pool_refresh = pool_size, pool_refresh
-        self.backup, self.soft_backup, self.critic_reduction = backup, soft_backup, critic_reduction
+        self.backup, self.soft_backup, self.lower_bound = backup, soft_backup, lower_bound
+        self.critic_reduction = critic_reduction
         self.target_range, self.ent_coef_max = target_range, ent_coef_max
         self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
         self.distill_noises, self.distill_after = distill_noises, distill_after
@@ -272,9 +274,10 @@ class NoiseAliasedSAC(SAC):
         log = _Means()
         if not self._n_updates:
             for step in range(self.fit_updates + self.fit_actor_updates):
-                self._update(batch_size, log, FIT, actor=step >= self.fit_updates)
+                self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
+            self.critic_target.load_state_dict(self.critic.state_dict())
         for _ in range(gradient_steps):
-            self._update(batch_size, log, self.backup, actor=True)
+            self._update(batch_size, log)
         for _ in range(self.distill_after):
             log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(self._batch(batch_size))))
         self._n_updates += gradient_steps
@@ -284,10 +287,10 @@ class NoiseAliasedSAC(SAC):
             if not np.isfinite(value):
                 raise RunFailed(f"train/{name} is {value} after {self._n_updates} gradient steps")
 
-    def _update(self, batch_size: int, log: _Means, backup: str, actor: bool) -> None:
+    def _update(self, batch_size: int, log: _Means, *, fit: bool = False, actor: bool = True) -> None:
         batch = self._batch(batch_size)
-        # 1. Q_A: temporal differences on executed chunks
-        log.add(critic_loss=self._step(self.critic, self._critic_loss(batch, backup, log)))  # type: ignore[arg-type]
+        # 1. Q_A: temporal differences on executed chunks, or in the fit the base policy's own returns
+        log.add(critic_loss=self._step(self.critic, self._critic_loss(batch, log, fit=fit)))  # type: ignore[arg-type]
         _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
         # 2. Q_W <- Q_A, before anybody climbs it
         if not self.distill_after:
@@ -306,25 +309,34 @@ class NoiseAliasedSAC(SAC):
             self.replay_buffer.refresh(round(self.pool_refresh * batch_size))
         return self.replay_buffer.sample(batch_size, self._vec_normalize_env, unknown_noise=True)
 
-    def _critic_loss(self, batch: SteeringSamples, backup: str, log: _Means) -> Tensor:
-        # y = r + gamma^k * V(s'), nothing after a termination
+    def _critic_loss(self, batch: SteeringSamples, log: _Means, *, fit: bool) -> Tensor:
         with torch.no_grad():
-            if backup == "mc":
-                target = batch.returns
-            else:
-                value = self._next_value(batch, backup)
-                target = batch.rewards + (1 - batch.dones) * batch.discounts * value[:, None]
-                if MAXG:
-                    target = torch.maximum(target, batch.returns)
-            target = target.clamp(*self.target_range).squeeze(1)
+            target = self._returns(batch) if fit else self._bootstrap(batch)
+            target = target.clamp(*self.target_range)
         q = self.critic(batch.observations, batch.chunks)  # type: ignore[operator]
         log.add(q_mean=q.detach().mean())
         return 0.5 * (q - target).square().mean(dim=1).sum()
 
-    def _next_value(self, batch: SteeringSamples, backup: str) -> Tensor:
-        cond = batch.next_observations
-        if backup != "actor" and batch.next_pool is not None:
-            q = reduce_q(self.critic_target(cond, batch.next_pool.chunks), self.critic_reduction)  # type: ignore[operator]
+    def _returns(self, batch: SteeringSamples) -> Tensor:
+        """What the episode earned from here on, ``(B,)``; a value stands in for what was not played to its end."""
+        assert self.replay_buffer is not None
+        cond, pool = self.replay_buffer.end_of(batch.rows)
+        return (batch.earned + batch.remaining * self._value(cond, pool, "mean")[:, None]).squeeze(1)
+
+    def _bootstrap(self, batch: SteeringSamples) -> Tensor:
+        """``y = r + gamma^k * V(s')``, ``(B,)``; nothing after a termination."""
+        value = self._value(batch.next_observations, batch.next_pool, self.backup)[:, None]
+        target = batch.rewards + (1 - batch.dones) * batch.discounts * value
+        if self.lower_bound:
+            # the best noise earns at least what has been earned once
+            earned = torch.where(batch.remaining == 0, batch.earned, -torch.inf)
+            target = torch.maximum(target, earned)
+        return target.squeeze(1)
+
+    def _value(self, cond: Tensor, pool: Pool | None, backup: Backup) -> Tensor:
+        """``(B, C)`` -> ``(B,)``: of the best noise of the pool, of the mean one, or of the actor's."""
+        if backup != "actor" and pool is not None:
+            q = reduce_q(self.critic_target(cond, pool.chunks), self.critic_reduction)  # type: ignore[operator]
             return q.amax(dim=1) if backup == "max" else q.mean(dim=1)
         noise, divergence = self.policy.sample_noise(cond)
         q = reduce_q(self.critic_target(cond, self.decode(cond, noise)), self.critic_reduction)  # type: ignore[operator]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +40,12 @@ class SteeringSamples(NamedTuple):
     """``(B, Ta * Da)`` as executed"""
     pool: Pool | None
     next_pool: Pool | None
-    returns: Tensor | None = None
-    """``(B, 1)``: discounted rewards to the end of the episode, where :meth:`SteeringReplayBuffer.add_returns` was asked"""
+    earned: Tensor
+    """``(B, 1)``: discounted rewards from here to the end of the episode, as far as it has been played"""
+    remaining: Tensor
+    """``(B, 1)``: discount of what comes after that; 0 where the episode terminated, so ``earned`` is the return"""
+    rows: Tensor
+    """``(B,)`` in the buffer"""
 
 
 Decoder = Callable[[Tensor], Pool]
@@ -93,6 +97,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         self._columns: dict[str, Tensor] = {}
         self._known: Tensor | None = None
         self._latest: tuple[np.ndarray, Pool] | None = None
+        self._episodes: dict[int, list[int]] = {}
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -115,7 +120,9 @@ class SteeringReplayBuffer(ReplayBuffer):
             pools = (self.pool_for(obs), self._decode(self._tensor(next_obs)))
             self._latest = (next_obs.copy(), pools[1])
         self.extend(
+            range(len(infos)),
             pools,
+            ended=done,
             obs=obs,
             next_obs=next_obs,
             action=np.asarray(action).reshape(len(infos), -1),
@@ -126,26 +133,52 @@ class SteeringReplayBuffer(ReplayBuffer):
             noise_known=np.ones(len(infos)),
         )
 
-    def extend(self, pools: tuple[Pool, Pool] | None = None, /, **columns: Any) -> None:
-        """Store transitions: ``obs next_obs action reward terminated length chunk noise_known``, a row for each.
+    def extend(
+        self, streams: Sequence[int], pools: tuple[Pool, Pool] | None = None, *, ended: np.ndarray, **columns: Any
+    ) -> None:
+        """Store one decision of every stream: ``obs next_obs action reward terminated length chunk noise_known``.
 
-        Demonstrations come this way, with ``noise_known`` zero. What does not fit overwrites the oldest rows.
+        Demonstrations come this way, decision after decision on a stream of their own, with ``noise_known`` zero. What
+        does not fit overwrites the oldest rows.
 
         Args:
+            streams: which sequence of decisions each row continues; ``0 .. n_envs - 1`` are the environments.
             pools: of ``obs`` and ``next_obs``; left out, they are decoded here.
-            columns: arrays with one row per transition.
+            ended: whether the episode ended with this decision, by termination or by a time limit.
+            columns: arrays with one row per stream.
         """
         new = {name: self._tensor(values) for name, values in columns.items()}
         if self.pool_size:
             new |= _named(pools or (self._decode(new["obs"]), self._decode(new["next_obs"])))
-        count = len(new["obs"])
+        discounts = (1 - new["terminated"]) * self._discounts(new["length"])
+        new |= {"earned": new["reward"], "remaining": discounts, "last": torch.zeros_like(discounts)}
+        count = len(streams)
         self._reserve(self.rows + count, new)
-        where = (self._at + torch.arange(count, device=self.device)) % self.capacity
+        rows = [(self._at + i) % self.capacity for i in range(count)]
+        where = torch.tensor(rows, device=self.device)
         for name, values in new.items():
             self._columns[name][where] = values
+        self._account(rows, streams, ended)
         self._at = (self._at + count) % self.capacity
         self.rows = min(self.rows + count, self.capacity)
         self._known = None
+
+    def _account(self, rows: Sequence[int], streams: Sequence[int], ended: np.ndarray) -> None:
+        """Credit what was earned now to all earlier decisions of the same episodes."""
+        earlier, now = [], []
+        for row, stream, end in zip(rows, streams, ended, strict=True):
+            episode = self._episodes.setdefault(stream, [])
+            earlier += episode
+            now += [row] * len(episode)
+            self._columns["last"][row] = row
+            self._episodes[stream] = [] if end else [*episode, row]
+        if not earlier:
+            return
+        before, after = (torch.tensor(index, device=self.device) for index in (earlier, now))
+        column = self._columns
+        column["earned"][before] += column["remaining"][before] * column["reward"][after]
+        column["remaining"][before] *= column["remaining"][after]
+        column["last"][before] = after.to(column["last"])
 
     def pool_for(self, obs: np.ndarray) -> Pool:
         """The pools of the current observations ``(n_envs, C)``; they will be stored with them."""
@@ -169,19 +202,6 @@ class SteeringReplayBuffer(ReplayBuffer):
         pools = (self._decode(self._columns["obs"][rows]), self._decode(self._columns["next_obs"][rows]))
         for name, values in _named(pools).items():
             self._columns[name][rows] = values
-
-    def add_returns(self) -> None:
-        """Work out what every stored episode has earned from each of its decisions on; the last one may be unfinished."""
-        column = {name: values[: self.rows] for name, values in self._columns.items()}
-        exponent = torch.ones_like(column["length"]) if self.discount_per_chunk else column["length"]
-        discounts, returns = self.gamma**exponent, column["reward"].clone()
-        # decisions of one environment stand n_envs rows apart; an episode goes on where its next observation is the next
-        step = self.n_envs
-        goes_on = (column["next_obs"][:-step] == column["obs"][step:]).all(dim=1)
-        for row in reversed(range(self.rows - step)):
-            returns[row] += goes_on[row] * discounts[row] * returns[row + step]
-        self._columns["returns"] = torch.zeros_like(self._columns["reward"])
-        self._columns["returns"][: self.rows] = returns
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -210,7 +230,6 @@ class SteeringReplayBuffer(ReplayBuffer):
     def at(self, rows: Tensor, env: VecNormalize | None = None) -> SteeringSamples:
         """These transitions."""
         column = {name: values[rows] for name, values in self._columns.items()}
-        exponent = torch.ones_like(column["length"]) if self.discount_per_chunk else column["length"]
         obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
         if env is not None:
             obs, next_obs = (self._normal(env.normalize_obs, values) for values in (obs, next_obs))
@@ -221,12 +240,20 @@ class SteeringReplayBuffer(ReplayBuffer):
             next_observations=next_obs,
             dones=column["terminated"][:, None],
             rewards=reward[:, None],
-            discounts=(self.gamma**exponent)[:, None],
+            discounts=self._discounts(column["length"])[:, None],
             chunks=column["chunk"],
             pool=self._pool_of(column, "pool"),
             next_pool=self._pool_of(column, "next_pool"),
-            returns=column["returns"][:, None] if "returns" in column else None,
+            earned=column["earned"][:, None],
+            remaining=column["remaining"][:, None],
+            rows=rows,
         )
+
+    def end_of(self, rows: Tensor) -> tuple[Tensor, Pool | None]:
+        """The last observation so far of the episodes of these rows, encoded, and its pool."""
+        last = self._columns["last"][rows].long()
+        column = {name: values[last] for name, values in self._columns.items() if name.startswith("next_")}
+        return column["next_obs"], self._pool_of(column, "next_pool")
 
     def fits(self, other: SteeringReplayBuffer) -> None:
         """Check that a buffer read from a file can stand in for this one.
@@ -267,6 +294,9 @@ class SteeringReplayBuffer(ReplayBuffer):
         if self.decoder is None:
             raise DsrlError("the replay buffer keeps pools but has no decoder; give the agent its environment first")
         return self.decoder(obs)
+
+    def _discounts(self, lengths: Tensor) -> Tensor:
+        return self.gamma ** (torch.ones_like(lengths) if self.discount_per_chunk else lengths)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=torch.float32).to(self.device)
