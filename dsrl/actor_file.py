@@ -26,11 +26,13 @@ class _Layout:
     trunk: str
     mean: str
     log_std: str
-    activation: str
-    squash: bool
+    activation: str = ""
+    squash: bool = False
 
 
 _LAYOUTS = {
+    # what acts is the averaged actor; its file says how it was built
+    "na": _Layout("average_actor.trunk.", "average_actor.mean.", "average_actor.log_std"),
     "sac": _Layout("actor.latent_pi.", "actor.mu.", "actor.log_std", "silu", squash=True),
     "ppo": _Layout("mlp_extractor.policy_net.", "action_net.", "log_std", "tanh", squash=False),
 }
@@ -52,14 +54,18 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
     layout = _LAYOUTS[facts["algo"]]
     picked = {"trunk." + key.removeprefix(layout.trunk): state[key] for key in state if key.startswith(layout.trunk)}
     picked |= {"mean." + key.removeprefix(layout.mean): state[key] for key in state if key.startswith(layout.mean)}
-    picked |= {key.removeprefix("actor."): state[key] for key in state if key.startswith(layout.log_std)}
-    weights = [value for key, value in picked.items() if key.startswith("trunk.") and key.endswith("weight")]
+    picked |= {
+        "log_std" + key.removeprefix(layout.log_std): state[key] for key in state if key.startswith(layout.log_std)
+    }
+    trunk = [value for key, value in picked.items() if key.startswith("trunk.") and key.endswith("weight")]
+    weights = [value for value in trunk if value.ndim == 2]
     config = {
         "sizes": [weights[0].shape[1], *(weight.shape[0] for weight in weights)],
         "action_dim": picked["mean.weight"].shape[0],
-        "activation": layout.activation,
+        "activation": facts.get("activation", layout.activation),
         "state_dependent_std": "log_std" not in picked,
-        "squash": layout.squash,
+        "squash": facts.get("squash", layout.squash),
+        "layer_norm": len(trunk) > len(weights),
         "bound": float(facts["bound"]),
         "noise": dict(facts.get("noise", {})),
     }

@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import nn
 
 from dsrl.config import FinetuneConfig
 from dsrl.errors import DsrlError
-from dsrl.policy import FrozenPolicy
+from dsrl.replay import SteeringReplayBuffer
 
-
-class ChunkReplayBuffer(ReplayBuffer):
-    """A replay buffer that knows how many env steps each transition took.
-
-    Its samples carry ``discounts = gamma ** k``, which stock SAC uses in place of its own ``gamma``.
-    """
-
-    def __init__(self, *args: Any, gamma: float = 0.99, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.gamma = gamma
-        self.chunk_lengths = np.ones((self.buffer_size, self.n_envs), dtype=np.float32)
-
-    def add(
-        self,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Store one decision of every environment."""
-        self.chunk_lengths[self.pos] = [info.get("chunk_length", 1) for info in infos]
-        super().add(obs, next_obs, action, reward, done, infos)
-
-    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        env_inds = np.random.randint(0, self.n_envs, size=len(batch_inds))
-        at = (batch_inds, env_inds)
-        # a time limit is not a termination: the value of the last observation still counts
-        terminated = self.dones[at] * (1 - self.timeouts[at])
-        rewards = self._normalize_reward(self.rewards[at].reshape(-1, 1), env)
-        return ReplayBufferSamples(
-            observations=self.to_torch(np.asarray(self._normalize_obs(self.observations[at], env))),
-            actions=self.to_torch(self.actions[at]),
-            next_observations=self.to_torch(np.asarray(self._normalize_obs(self.next_observations[at], env))),
-            dones=self.to_torch(terminated.reshape(-1, 1)),
-            rewards=self.to_torch(rewards),
-            discounts=self.to_torch(self.gamma ** self.chunk_lengths[at].reshape(-1, 1)),
-        )
+NEVER = 10**12
+"""``learning_starts`` of an agent whose warm-up is counted in episodes"""
 
 
 class LayerNormCritic(ContinuousCritic):
@@ -103,21 +60,21 @@ class SteeringPolicy(SACPolicy):
 
 
 def build_sac(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: Any) -> SAC:
-    """Stock SAC. One of its timesteps is one decision."""
+    """Stock SAC. One of its timesteps is one decision; whoever counts the warm-up's episodes sets ``learning_starts``."""
     return SAC(
         SteeringPolicy,
         env,
         learning_rate=config.sac.learning_rate,
         buffer_size=config.sac.buffer_size,
-        learning_starts=config.warmup_env_steps // chunk_steps,
+        learning_starts=NEVER,
         batch_size=config.sac.batch_size,
         tau=config.sac.tau,
         gamma=config.gamma**chunk_steps,
         train_freq=1,
         gradient_steps=max(1, round(config.sac.updates_per_env_step * chunk_steps * config.n_envs)),
-        ent_coef=_number(config.sac.ent_coef),
-        target_entropy=_number(config.sac.target_entropy),
-        replay_buffer_class=ChunkReplayBuffer,
+        ent_coef=number(config.sac.ent_coef),
+        target_entropy=number(config.sac.target_entropy),
+        replay_buffer_class=SteeringReplayBuffer,
         replay_buffer_kwargs={"gamma": config.gamma},
         policy_kwargs={
             "net_arch": list(config.hidden_dims),
@@ -157,34 +114,6 @@ def build_ppo(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: A
     )
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """What differs between agents outside of their own code."""
-
-    build: Callable[..., BaseAlgorithm]
-    bound: float
-    """default half-width of the noise: SAC's squashed actor starts near N(0, I) at 1.5, PPO's Gaussian needs 3"""
-    log_interval: int
-    """SAC counts finished episodes between log entries, PPO roll-outs of thousands of env steps"""
-
-
-ALGORITHMS = {
-    "sac": Algorithm(build_sac, bound=1.5, log_interval=10),
-    "ppo": Algorithm(build_ppo, bound=3.0, log_interval=1),
-}
-
-
-def steering_facts(
-    algo: str, bound: float, policy: FrozenPolicy, noise: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What an agent file must know beside its weights: plain values that its JSON holds readably.
-
-    ``noise`` is ``NoiseSpace.layout()``; a file without it chooses the whole noise.
-    """
-    facts = {"algo": algo, "bound": bound, "base_policy_sha256": policy.spec.sha256}
-    return {**facts, "noise": dict(noise)} if noise else facts
-
-
-def _number(value: str) -> str | float:
+def number(value: str) -> str | float:
     """``auto`` and ``auto_0.1`` stay words, everything else is a number."""
     return value if value.startswith("auto") else float(value)

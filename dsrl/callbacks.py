@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,24 +24,36 @@ from dsrl.steered import SteeredPolicy
 
 
 class StopWatch:
-    """Training wall time: it stands still while something else, such as an evaluation, is going on."""
+    """Training time: it stands still while something else, such as an evaluation, is going on."""
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._banked = 0.0
+        self._banked = np.zeros(2)
+        self._since = self._now()
         self._running = True
 
     @property
     def seconds(self) -> float:
-        """Time on the watch."""
-        return self._banked + (time.perf_counter() - self._since if self._running else 0.0)
+        """Wall time on the watch."""
+        return float(self._read()[0])
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of this process: learning and acting, without simulators in processes of their own."""
+        return float(self._read()[1])
 
     def __enter__(self) -> StopWatch:
-        self._banked, self._running = self.seconds, False
+        self._banked, self._running = self._read(), False
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._since, self._running = time.perf_counter(), True
+        self._since, self._running = self._now(), True
+
+    def _read(self) -> np.ndarray:
+        return self._banked + (self._now() - self._since if self._running else 0.0)
+
+    @staticmethod
+    def _now() -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time()])
 
 
 class EnvSteps(BaseCallback):
@@ -90,6 +103,22 @@ class EnvSteps(BaseCallback):
         self._progress.stop()
 
 
+class WarmUp(BaseCallback):
+    """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy."""
+
+    def __init__(self, episodes: int):
+        super().__init__()
+        self.left = episodes
+
+    def _on_step(self) -> bool:
+        if self.left > 0:
+            self.left -= int(np.sum(self.locals["dones"]))
+            if self.left <= 0 and hasattr(self.model, "learning_starts"):
+                # learning begins when the count of decisions is above it, steering when it is no longer below
+                self.model.learning_starts = self.num_timesteps - 1
+        return True
+
+
 class SteeringEvaluation(BaseCallback):
     """Scores the steered policy on the same episodes every ``interval`` env steps, keeps the best and the latest agent.
 
@@ -111,7 +140,7 @@ class SteeringEvaluation(BaseCallback):
         super().__init__()
         self.steps, self.folder, self.policy, self.envs = steps, folder, policy, envs
         self.interval, self.episodes, self.seed, self.watch = interval, episodes, seed, watch
-        self.scored_at = 0
+        self.scored_at = -1
         self._due = interval
         self._best = (-1.0, float("-inf"), 0.0)
 
@@ -123,14 +152,22 @@ class SteeringEvaluation(BaseCallback):
     def record_base(self) -> Evaluation:
         """The first row of ``evaluations.csv``: the base policy at env step 0."""
         result = evaluate(self.policy, self.envs, episodes=self.episodes, seed=self.seed)
-        self.folder.append_evaluation(result.row(0, 0.0))
+        self.folder.append_evaluation({**result.row(0, 0.0), "cpu_seconds": 0.0})
         return result
+
+    def _on_rollout_start(self) -> None:
+        # as soon as something has been learned, before the first steered decision
+        if self.scored_at < 0 and getattr(self.model, "_n_updates", 0):
+            with self.watch:
+                self.score()
 
     def _on_step(self) -> bool:
         if self.steps.env_steps >= self._due:
             self._due += self.interval
-            with self.watch:
-                self.score()
+            # while the warm-up lasts, the base policy's own evaluation stands for it
+            if self.scored_at >= 0 or not hasattr(self.model, "learning_starts"):
+                with self.watch:
+                    self.score()
         return True
 
     def score(self) -> Evaluation:
@@ -140,7 +177,8 @@ class SteeringEvaluation(BaseCallback):
             self.steered(), self.envs, episodes=self.episodes, seed=self.seed, name="steered", noise_scale=0.0
         )
         self.scored_at = self.steps.env_steps
-        self.folder.append_evaluation(result.row(self.steps.env_steps, self.watch.seconds))
+        row = result.row(self.steps.env_steps, self.watch.seconds)
+        self.folder.append_evaluation({**row, "cpu_seconds": round(self.watch.cpu_seconds, 2)})
         self.logger.record("eval/success_rate", result.success_rate)
         self.logger.record("eval/mean_return", float(result.returns.mean()))
         self.logger.record("eval/mean_length", float(result.lengths.mean()))

@@ -87,14 +87,33 @@ def _parse(name: str, kind: Any, command: Command, args: list[str]) -> Any:
     import tyro
 
     default: dict[str, Any] = {}
-    if name == "finetune" and "--config" in args:
-        at = args.index("--config")
-        if at + 1 >= len(args):
-            raise DsrlError("--config needs a file, for example the config.yaml of a run folder")
-        default = {"default": _read_config(Path(args[at + 1]))}
-        args = args[:at] + args[at + 2 :]
+    if name == "finetune":
+        args, base = _base_config(args)
+        default = {} if base is None else {"default": base}
     target = _with_positionals(kind, command.positional)
     return tyro.cli(target, prog=f"dsrl {name}", description=kind.__doc__, args=args, **default)
+
+
+def _base_config(args: list[str]) -> tuple[list[str], Any]:
+    """Take ``--config FILE`` or ``--preset NAME`` out of the flags; what it names is what the other flags change."""
+    from dsrl.presets import preset
+
+    rest, base = list(args), None
+    for flag, read, hint in (
+        ("--config", lambda value: _read_config(Path(value)), "a file, such as the config.yaml of a run folder"),
+        ("--preset", preset, "a name, such as reference"),
+    ):
+        at = next((i for i, arg in enumerate(rest) if arg == flag or arg.startswith(flag + "=")), None)
+        if at is None:
+            continue
+        if base is not None:
+            raise DsrlError("--config and --preset exclude each other; give one of them")
+        _, equals, value = rest[at].partition("=")
+        if not equals and at + 1 >= len(rest):
+            raise DsrlError(f"{flag} needs {hint}")
+        base = read(value if equals else rest[at + 1])
+        del rest[at : at + (1 if equals else 2)]
+    return rest, base
 
 
 def _with_positionals(kind: Any, names: tuple[str, ...]) -> Any:

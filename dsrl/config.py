@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from dsrl.agent_config import NAConfig, PPOConfig, SACConfig, positive
 from dsrl.errors import DsrlError, nearest
 
 Reward = Literal["auto", "success", "step-cost", "dense"]
@@ -39,63 +40,6 @@ class NoiseSpaceConfig:
 
 
 @dataclass(frozen=True)
-class SACConfig:
-    """Soft actor-critic on the noise (arXiv 2506.15799, DSRL-SAC)."""
-
-    learning_rate: float = 3e-4
-    """of actor, critics and temperature"""
-    updates_per_env_step: float = 1.25
-    """gradient steps per env step; 1.25 is five per chunk of four"""
-    batch_size: int = 128
-    """transitions per gradient step"""
-    n_critics: int = 4
-    """Q-networks; the target takes their minimum. On Lift four learned more steadily than two"""
-    tau: float = 0.005
-    """Polyak factor of the target critics"""
-    ent_coef: str = "0.003"
-    """temperature: a number, 'auto', or 'auto_0.1' to start the automatic one at 0.1"""
-    target_entropy: str = "auto"
-    """for the automatic temperature: a number, in nats of u = noise / bound, or 'auto' (minus the dimension)"""
-    buffer_size: int = 1_000_000
-    """decisions that are kept"""
-
-    def __post_init__(self) -> None:
-        _positive(self, "batch_size", "n_critics", "buffer_size")
-        for name in ("ent_coef", "target_entropy"):
-            value = getattr(self, name)
-            if not value.startswith("auto"):
-                try:
-                    float(value)
-                except ValueError:
-                    raise DsrlError(f"--sac.{name.replace('_', '-')} is '{value}'; a number or 'auto'") from None
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Proximal policy optimisation on the noise."""
-
-    learning_rate: float = 3e-4
-    """of actor and value network"""
-    rollout_env_steps: int = 4096
-    """env steps between updates, over all environments"""
-    batch_size: int = 128
-    """decisions per gradient step"""
-    n_epochs: int = 10
-    """passes over each roll-out"""
-    gae_lambda: float = 0.95
-    """of the generalised advantage estimate, per decision"""
-    clip_range: float = 0.2
-    """of the probability ratio"""
-    ent_coef: float = 0.0
-    """entropy bonus"""
-    target_kl: float | None = 0.03
-    """stops the epochs of an update early: a noise of 28 dimensions moves fast"""
-
-    def __post_init__(self) -> None:
-        _positive(self, "rollout_env_steps", "batch_size", "n_epochs")
-
-
-@dataclass(frozen=True)
 class FinetuneConfig:
     """Steer a frozen policy: an agent learns which noise it should start from."""
 
@@ -103,18 +47,19 @@ class FinetuneConfig:
     """checkpoint of the policy to steer; it is never changed. Left out: the small one that ships with dsrl"""
     env: str | None = None
     """robosuite/Lift, metaworld/push-v3, or any gymnasium id; left out: the one the checkpoint was made for"""
-    algo: Literal["sac", "ppo"] = "sac"
-    """which stable-baselines3 agent"""
+    algo: Literal["na", "sac", "ppo"] = "na"
+    """na: noise-aliased SAC; sac and ppo: the stock agents of stable-baselines3"""
     run_dir: Path | None = None
     """where everything is written; left out: runs/<env>/<algo>/<time>_seed<seed>"""
-    total_env_steps: int = 14_000
+    total_env_steps: int = 8_000
     """budget of training in env steps, warm-up included, evaluation not"""
-    warmup_env_steps: int = 3_000
-    """first env steps, played by the base policy itself"""
+    warmup_episodes: int = 30
+    """first episodes, played by the base policy itself (PPO has none)"""
     n_envs: int = 4
     """training environments side by side"""
     bound: float | None = None
-    """noise stays within this many standard deviations; left out: 1.5 for SAC, 3 for PPO, which starts as N(0, I)"""
+    """noise stays within this many standard deviations; left out: 1.5 where an actor is squashed
+    into it; 10, which is no bound, for NA's Gaussian; 3 for PPO's"""
     noise: NoiseSpaceConfig = field(default_factory=NoiseSpaceConfig)
     accept_noise_space: bool = False
     """train although the steerability check finds that noise space or bound break the base policy"""
@@ -127,7 +72,7 @@ class FinetuneConfig:
     """of actor and critics"""
     seed: int = 0
     """of networks, environments and noise"""
-    eval_interval: int = 2_500
+    eval_interval: int = 1_000
     """env steps between evaluations"""
     eval_episodes: int = 50
     """episodes per evaluation, the same ones every time"""
@@ -143,14 +88,13 @@ class FinetuneConfig:
     """cpu, cuda, cuda:1, or auto"""
     overwrite: bool = False
     """write into a run folder that already exists"""
+    na: NAConfig = field(default_factory=NAConfig)
     sac: SACConfig = field(default_factory=SACConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "final_repeats"
-        )
-        _positive(self, "n_eval_envs")
+        positive(self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "final_repeats")
+        positive(self, "n_eval_envs")
         if self.probe_episodes < 0:
             raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
         if not 0 <= self.seed < 10_000:
@@ -161,11 +105,8 @@ class FinetuneConfig:
             _check_bound(self.bound)
         if not 0 < self.gamma <= 1:
             raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
-        if not 0 <= self.warmup_env_steps < self.total_env_steps:
-            raise DsrlError(
-                f"--warmup-env-steps is {self.warmup_env_steps} of --total-env-steps {self.total_env_steps}; "
-                "nothing would be left to steer"
-            )
+        if self.warmup_episodes < 1:
+            raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
 
 
 @dataclass(frozen=True)
@@ -198,7 +139,7 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        _positive(self, "episodes", "repeats", "n_envs", "video_episodes")
+        positive(self, "episodes", "repeats", "n_envs", "video_episodes")
 
 
 @dataclass(frozen=True)
@@ -228,7 +169,7 @@ class ProbeConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        _positive(self, "states", "repeats", "n_envs")
+        positive(self, "states", "repeats", "n_envs")
         _check_bound(self.bound)
 
 
@@ -313,9 +254,3 @@ def _describe_type(kind: Any) -> str:
 def _check_bound(bound: float) -> None:
     if not 0 < bound < float("inf"):
         raise DsrlError(f"--bound is {bound}; it must be positive and finite (1.5 is a good start, 3 covers N(0, I))")
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise DsrlError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import read_actor
-from dsrl.agents import ALGORITHMS, steering_facts
-from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, check_finite
+from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
+from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
 from dsrl.env_spec import EnvSpec
@@ -29,7 +29,7 @@ from dsrl.probe import probe
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import MetricsWriter
 from dsrl.steered import SteeredPolicy
-from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec
+from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec, resolve_reward
 
 # seeds of initial states: training, curve, probe and final comparison never share one, nor do two runs
 _TRAIN, _CURVE, _PROBE, _FINAL = 100_000_000, 200_000_000, 300_000_000, 400_000_000
@@ -57,7 +57,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, device=config.device)
     env = resolve_env_spec(environment_of(policy, config.env))
-    bound = config.bound or ALGORITHMS[config.algo].bound
+    config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
+    bound = config.bound or ALGORITHMS[config.algo].bound(config)
     noise_space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)
     run_dir = config.run_dir or _default_dir(config, env)
     RunFolder(run_dir.expanduser()).check_room(config.overwrite)
@@ -65,7 +66,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         eval_envs = stack.enter_context(
             evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
         )
-        train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=config.gamma)
+        train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=discount_inside(config))
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
         console.print(f"base policy {path} on {env.id}, run folder {run_dir}")
@@ -124,7 +125,7 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[self.steps, self.evaluation],
+                callback=[WarmUp(self.config.warmup_episodes), self.steps, self.evaluation],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
@@ -210,7 +211,7 @@ def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
         config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
     )
     # a plain attribute, which stable-baselines3 saves as readable JSON
-    model.steering = steering_facts(config.algo, space.bound, policy, space.layout())  # type: ignore[attr-defined]
+    model.steering = steering_facts(config, space.bound, policy, space.layout())  # type: ignore[attr-defined]
     # stable-baselines3 has just seeded the environments with the seed of the networks
     envs.seed(first_seed(_TRAIN, config))
     return model

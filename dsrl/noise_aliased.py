@@ -17,9 +17,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dsrl.critics import Reduction, reduce_q
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples
+from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples, join
 
 Backup = Literal["max", "mean", "actor"]
+DemoMix = Literal["prefill", "ratio", "decay"]
 _DECODE_ROWS = 1024
 
 
@@ -71,6 +72,7 @@ class NoiseAliasedSAC(SAC):
         average_decay: of the moving average of the actor, which is what ``predict`` plays.
         candidates: while learning, play the best of so many noises by the reduced Q_A; half of them are drawn from the
             pool, half from the actor. 0 plays the actor.
+        clip_prior: clip prior noises to the bound, which the actor cannot leave.
         policy_kwargs: of :class:`~dsrl.noise_policy.NoiseAliasedPolicy`.
 
     Raises:
@@ -111,6 +113,7 @@ class NoiseAliasedSAC(SAC):
         distill_per_head: bool = False,
         average_decay: float = 0.998,
         candidates: int = 0,
+        clip_prior: bool = True,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -127,9 +130,15 @@ class NoiseAliasedSAC(SAC):
         self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
         self.distill_noises, self.distill_after = distill_noises, distill_after
         self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
+        self.clip_prior = clip_prior
         self._actor_updates = 0
+        self.demo_buffer: SteeringReplayBuffer | None = None
+        self.demo_mix: DemoMix = "prefill"
+        self.demo_share, self.demo_decisions = 0.5, 1
         if backup != "actor" and not pool_size:
-            raise ValueError(f"backup='{backup}' needs a pool; without one the actor's noise is decoded: backup='actor'")
+            raise ValueError(
+                f"backup='{backup}' needs a pool; without one the actor's noise is decoded: backup='actor'"
+            )
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
@@ -175,6 +184,23 @@ class NoiseAliasedSAC(SAC):
         if self.env is not None and self.replay_buffer is not None:
             self.replay_buffer.decoder = self.draw_pool
 
+    def use_demonstrations(
+        self, buffer: SteeringReplayBuffer, mix: DemoMix = "prefill", share: float = 0.5, decisions: int = 1
+    ) -> None:
+        """Learn from these transitions too; their noise need not be known.
+
+        Args:
+            buffer: as long as it lives, its decoder must be this agent's :meth:`draw_pool`.
+            mix: ``prefill``: as if they stood in the replay buffer from the start, so their share falls as it fills.
+                ``ratio``: a fixed ``share`` of every batch. ``decay``: a share that falls to zero.
+            share: of a batch.
+            decisions: after which the share has decayed.
+        """
+        self.demo_buffer, self.demo_mix, self.demo_share, self.demo_decisions = buffer, mix, share, decisions
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "demo_buffer"]
+
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """Take the buffer of an earlier run of the same shape.
 
@@ -199,7 +225,8 @@ class NoiseAliasedSAC(SAC):
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.num_timesteps < learning_starts:
-            noise = np.stack([self.action_space.sample() for _ in range(n_envs)])
+            shape = (n_envs, self.policy.actor.config["action_dim"])
+            noise = self._prior(shape).cpu().numpy()
         else:
             with torch.no_grad():
                 noise = self._choose(self._observed()).cpu().numpy()
@@ -242,7 +269,7 @@ class NoiseAliasedSAC(SAC):
         assert self.env is not None
         steering = getattr(self.env, "steering", None) or _of_first(self.env)
         if steering is None:
-            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv or SteeredEnv")
+            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv")
         return steering
 
     @torch.no_grad()
@@ -252,13 +279,16 @@ class NoiseAliasedSAC(SAC):
         rows = zip(cond.split(_DECODE_ROWS), noise.split(_DECODE_ROWS), strict=True)
         return torch.cat([steering.decode(c, w) for c, w in rows]).flatten(1)
 
+    def _prior(self, shape: tuple[int, int]) -> Tensor:
+        noise = torch.randn(shape, device=self.device)
+        return noise.clamp(-self.policy.bound, self.policy.bound) if self.clip_prior else noise
+
     @torch.no_grad()
     def draw_pool(self, cond: Tensor, size: int | None = None) -> Pool:
         """Prior noises for every observation ``(B, C)``, decoded."""
         size = size or self.pool_size or 1
         bound = self.policy.bound
-        noise = torch.randn(len(cond) * size, self.policy.actor.config["action_dim"], device=cond.device)
-        noise = noise.clamp(-bound, bound)
+        noise = self._prior((len(cond) * size, self.policy.actor.config["action_dim"]))
         chunks = self.decode(cond.repeat_interleave(size, dim=0), noise)
         return Pool((noise / bound).unflatten(0, (-1, size)), chunks.unflatten(0, (-1, size)))
 
@@ -288,7 +318,7 @@ class NoiseAliasedSAC(SAC):
                 raise RunFailed(f"train/{name} is {value} after {self._n_updates} gradient steps")
 
     def _update(self, batch_size: int, log: _Means, *, fit: bool = False, actor: bool = True) -> None:
-        batch = self._batch(batch_size)
+        batch = self._batch(batch_size, ends=fit)
         # 1. Q_A: temporal differences on executed chunks, or in the fit the base policy's own returns
         log.add(critic_loss=self._step(self.critic, self._critic_loss(batch, log, fit=fit)))  # type: ignore[arg-type]
         _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
@@ -303,11 +333,30 @@ class NoiseAliasedSAC(SAC):
             decay = min(self.average_decay, self._actor_updates / (self._actor_updates + 9))
             _follow(self.policy.average_actor, self.policy.actor, decay)
 
-    def _batch(self, batch_size: int) -> SteeringSamples:
+    def _batch(self, batch_size: int, *, ends: bool = False) -> SteeringSamples:
         assert self.replay_buffer is not None
         if self.pool_refresh:
             self.replay_buffer.refresh(round(self.pool_refresh * batch_size))
-        return self.replay_buffer.sample(batch_size, self._vec_normalize_env, unknown_noise=True)
+        kwargs: dict[str, Any] = {"env": self._vec_normalize_env, "unknown_noise": True, "ends": ends}
+        shown = round(batch_size * self._demo_share())
+        if not shown:
+            return self.replay_buffer.sample(batch_size, **kwargs)
+        assert self.demo_buffer is not None
+        demonstrated = self.demo_buffer.sample(shown, **kwargs)
+        if shown == batch_size:
+            return demonstrated
+        return join(self.replay_buffer.sample(batch_size - shown, **kwargs), demonstrated)
+
+    def _demo_share(self) -> float:
+        """Of the next batch."""
+        if self.demo_buffer is None or not self.demo_buffer.rows:
+            return 0.0
+        assert self.replay_buffer is not None
+        if self.demo_mix == "prefill":
+            return self.demo_buffer.rows / (self.demo_buffer.rows + self.replay_buffer.rows)
+        if self.demo_mix == "decay":
+            return self.demo_share * max(0.0, 1.0 - self.num_timesteps / self.demo_decisions)
+        return self.demo_share
 
     def _critic_loss(self, batch: SteeringSamples, log: _Means, *, fit: bool) -> Tensor:
         with torch.no_grad():
@@ -319,9 +368,9 @@ class NoiseAliasedSAC(SAC):
 
     def _returns(self, batch: SteeringSamples) -> Tensor:
         """What the episode earned from here on, ``(B,)``; a value stands in for what was not played to its end."""
-        assert self.replay_buffer is not None
-        cond, pool = self.replay_buffer.end_of(batch.rows)
-        return (batch.earned + batch.remaining * self._value(cond, pool, "mean")[:, None]).squeeze(1)
+        assert batch.end_observations is not None
+        value = self._value(batch.end_observations, batch.end_pool, "mean")
+        return (batch.earned + batch.remaining * value[:, None]).squeeze(1)
 
     def _bootstrap(self, batch: SteeringSamples) -> Tensor:
         """``y = r + gamma^k * V(s')``, ``(B,)``; nothing after a termination."""

@@ -89,9 +89,7 @@ class NoiseAliasedPolicy(SACPolicy):
         self.average_actor = deepcopy(self.actor).requires_grad_(False)
         self.critic = CriticEnsemble(cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
-        self.noise_critic = CriticEnsemble(
-            cond_dim, noise_dim, self.hidden_dims, self.n_noise_critics, self.activation
-        )
+        self.noise_critic = CriticEnsemble(cond_dim, noise_dim, self.hidden_dims, self.n_noise_critics, self.activation)
         for network in (self.actor, self.critic, self.noise_critic):
             learned: Any = network
             learned.optimizer = torch.optim.Adam(network.parameters(), lr=lr_schedule(1), fused=True)

@@ -44,8 +44,9 @@ class SteeringSamples(NamedTuple):
     """``(B, 1)``: discounted rewards from here to the end of the episode, as far as it has been played"""
     remaining: Tensor
     """``(B, 1)``: discount of what comes after that; 0 where the episode terminated, so ``earned`` is the return"""
-    rows: Tensor
-    """``(B,)`` in the buffer"""
+    end_observations: Tensor | None = None
+    """``(B, C)``: the last observation so far of each episode, where it was asked for"""
+    end_pool: Pool | None = None
 
 
 Decoder = Callable[[Tensor], Pool]
@@ -210,9 +211,9 @@ class SteeringReplayBuffer(ReplayBuffer):
         return self.rows
 
     def sample(  # type: ignore[override]  # the fields of ReplayBufferSamples, and more
-        self, batch_size: int, env: VecNormalize | None = None, *, unknown_noise: bool = False
+        self, batch_size: int, env: VecNormalize | None = None, *, unknown_noise: bool = False, ends: bool = False
     ) -> SteeringSamples:
-        """Draw transitions; only those whose noise is known, unless told otherwise.
+        """Draw transitions; only those whose noise is known, unless told otherwise. ``ends`` adds those of the episodes.
 
         Raises:
             DsrlError: when there is none.
@@ -225,10 +226,12 @@ class SteeringReplayBuffer(ReplayBuffer):
             if self._known is None or not len(self._known):
                 raise DsrlError("the replay buffer holds no transition whose noise is known; play some decisions first")
             rows = self._known[torch.randint(len(self._known), (batch_size,), device=self.device)]
-        return self.at(rows, env)
+        return self.at(rows, env, ends=ends)
 
-    def at(self, rows: Tensor, env: VecNormalize | None = None) -> SteeringSamples:
+    def at(self, rows: Tensor, env: VecNormalize | None = None, *, ends: bool = False) -> SteeringSamples:
         """These transitions."""
+        last = self._columns["last"][rows].long()
+        at_end = {name: values[last] for name, values in self._columns.items() if ends and name.startswith("next_pool")}
         column = {name: values[rows] for name, values in self._columns.items()}
         obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
         if env is not None:
@@ -246,14 +249,9 @@ class SteeringReplayBuffer(ReplayBuffer):
             next_pool=self._pool_of(column, "next_pool"),
             earned=column["earned"][:, None],
             remaining=column["remaining"][:, None],
-            rows=rows,
+            end_observations=self._columns["next_obs"][last] if ends else None,
+            end_pool=self._pool_of(at_end, "next_pool") if ends else None,
         )
-
-    def end_of(self, rows: Tensor) -> tuple[Tensor, Pool | None]:
-        """The last observation so far of the episodes of these rows, encoded, and its pool."""
-        last = self._columns["last"][rows].long()
-        column = {name: values[last] for name, values in self._columns.items() if name.startswith("next_")}
-        return column["next_obs"], self._pool_of(column, "next_pool")
 
     def fits(self, other: SteeringReplayBuffer) -> None:
         """Check that a buffer read from a file can stand in for this one.
@@ -317,3 +315,14 @@ def _named(pools: tuple[Pool, Pool]) -> dict[str, Tensor]:
         "next_pool_actions": after.actions,
         "next_pool_chunks": after.chunks,
     }
+
+
+def join(one: SteeringSamples, other: SteeringSamples) -> SteeringSamples:
+    """Two batches as one."""
+
+    def both(a: Any, b: Any) -> Any:
+        if a is None:
+            return None
+        return Pool(*map(both, a, b)) if isinstance(a, Pool) else torch.cat([a, b])
+
+    return SteeringSamples(*map(both, one, other))

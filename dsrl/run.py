@@ -26,8 +26,10 @@ EVALUATION_COLUMNS: dict[str, type] = {
     "mean_return": float,
     "mean_length": float,
     "wall_seconds": float,
+    "cpu_seconds": float,
 }
-"""of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval"""
+"""of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval, and
+the time that training took, evaluations left out; CPU seconds are those of the learning process"""
 
 _REQUIRED = ("config.yaml", "environment.json", "base_policy.json", "evaluations.csv", "checkpoints")
 _OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png", "comparison.json", "tb")

@@ -18,6 +18,7 @@ _EXPORTS = {
     "make_env": "dsrl.wrappers.make",
     "make_vec_env": "dsrl.wrappers.vec",
     "resolve_env_spec": "dsrl.wrappers.make",
+    "resolve_reward": "dsrl.wrappers.make",
 }
 __all__ = sorted(_EXPORTS)
 

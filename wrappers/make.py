@@ -32,6 +32,13 @@ def resolve_env_spec(spec: EnvSpec | str) -> EnvSpec:
     return adapter.resolve(spec)
 
 
+def resolve_reward(spec: EnvSpec, reward: str) -> str:
+    """What ``auto`` means: ``success`` for manipulation, ``dense`` elsewhere."""
+    if reward != "auto":
+        return reward
+    return "dense" if spec.family == "gymnasium" else "success"
+
+
 def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | None = None) -> gymnasium.Env:
     """One environment: flat float32 observations, a Box of actions, a time limit that truncates.
 
@@ -46,8 +53,7 @@ def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | No
         DsrlError: when the name, the reward or an extra is not there.
     """
     spec = resolve_env_spec(spec)
-    if reward == "auto":
-        reward = "dense" if spec.family == "gymnasium" else "success"
+    reward = resolve_reward(spec, reward)
     if reward not in MODES:
         known = ("auto", *MODES)
         raise DsrlError(f"there is no reward convention '{reward}'.{nearest(reward, known)} Known: {', '.join(known)}")

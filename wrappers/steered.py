@@ -46,7 +46,9 @@ class Steering:
         self.seed(0)
         check_fit(policy, obs_space, action_space)
         assert isinstance(action_space, spaces.Box)
-        self._low, self._high = (torch.as_tensor(v, device=policy.device) for v in (action_space.low, action_space.high))
+        self._low, self._high = (
+            torch.as_tensor(v, device=policy.device) for v in (action_space.low, action_space.high)
+        )
 
     def seed(self, seed: int | None) -> None:
         """Seed what is drawn from the prior beside the agent's rows; None leaves the generator as it is."""

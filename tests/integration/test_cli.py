@@ -19,7 +19,7 @@ from dsrl.pretrained import load_policy
 
 pytestmark = [pytest.mark.integration]
 
-LEARN = ["--warmup-env-steps", 200, "--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
+LEARN = ["--warmup-episodes", 8, "--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
 LEARN += ["--final-repeats", 1, "--probe-episodes", 0, "--hidden-dims", 32, 32, "--device", "cpu"]
 
 

@@ -59,7 +59,7 @@ def settings(checkpoint, run_dir, **changes):
         base_policy=checkpoint,
         run_dir=run_dir,
         total_env_steps=6000,
-        warmup_env_steps=1000,
+        warmup_episodes=30,
         eval_interval=2000,
         eval_episodes=40,
         final_episodes=60,
@@ -74,7 +74,7 @@ def settings(checkpoint, run_dir, **changes):
 
 def short(checkpoint, run_dir, **changes):
     """Just long enough to write every file."""
-    budget = {"total_env_steps": 600, "warmup_env_steps": 300, "eval_interval": 300, "probe_episodes": 0}
+    budget = {"total_env_steps": 600, "warmup_episodes": 10, "eval_interval": 300, "probe_episodes": 0}
     episodes = {"eval_episodes": 6, "final_episodes": 6, "final_repeats": 2}
     return settings(checkpoint, run_dir, **{**budget, **episodes, **changes})
 

@@ -25,7 +25,7 @@ def toy(tmp_path):
 
 
 def run(checkpoint, run_dir, **changes):
-    settings = {"total_env_steps": 600, "warmup_env_steps": 300, "eval_interval": 300, "probe_episodes": 12}
+    settings = {"total_env_steps": 600, "warmup_episodes": 10, "eval_interval": 300, "probe_episodes": 12}
     settings |= {"eval_episodes": 6, "final_episodes": 6, "final_repeats": 2, "hidden_dims": (16,), "device": "cpu"}
     sac = SACConfig(updates_per_env_step=0.1)
     config = FinetuneConfig(base_policy=checkpoint, run_dir=run_dir, sac=sac, **{**settings, **changes})
