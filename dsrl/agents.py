@@ -60,7 +60,7 @@ class SteeringPolicy(SACPolicy):
 
 
 def build_sac(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: Any) -> SAC:
-    """Stock SAC. One of its timesteps is one decision; whoever counts the warm-up's episodes sets ``learning_starts``."""
+    """Stock SAC. One timestep is one decision; whoever counts the warm-up's episodes sets ``learning_starts``."""
     return SAC(
         SteeringPolicy,
         env,

@@ -49,7 +49,7 @@ class CriticEnsemble(nn.Module):
             self.shifts.append(nn.Parameter(torch.zeros(n_critics, 1, width)))
 
     def forward(self, cond: Tensor, action: Tensor) -> Tensor:
-        """``(B, C), (B, A)`` -> ``(E, B)``, or ``(B, C), (B, M, A)`` -> ``(E, B, M)``: ``M`` actions per observation."""
+        """``(B, C), (B, A)`` -> ``(E, B)``, or, with ``M`` actions each, ``(B, C), (B, M, A)`` -> ``(E, B, M)``."""
         if action.ndim > cond.ndim:
             per_obs = action.shape[1]
             rows = self(cond.repeat_interleave(per_obs, dim=0), action.flatten(0, 1))

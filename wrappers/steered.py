@@ -66,7 +66,7 @@ class Steering:
         return self.policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.policy.device)).cpu().numpy()
 
     def decode(self, cond: Tensor, action: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, size)`` -> the chunk that would be executed, ``(B, Ta, Da)`` inside the action limits."""
+        """``(B, cond_dim), (B, size)`` -> the chunk that will be executed, ``(B, Ta, Da)`` within the limits."""
         # on the CPU: the same seed gives the same noise on every device
         rest = torch.randn(len(action), self.noise_space.rest_size, generator=self._rest).to(action)
         return self.policy.decode(cond, self.noise_space.to_noise(action, rest)).clamp(self._low, self._high)
