@@ -213,7 +213,7 @@ class SteeringReplayBuffer(ReplayBuffer):
     def sample(  # type: ignore[override]  # the fields of ReplayBufferSamples, and more
         self, batch_size: int, env: VecNormalize | None = None, *, unknown_noise: bool = False, ends: bool = False
     ) -> SteeringSamples:
-        """Draw transitions; only those whose noise is known, unless told otherwise. ``ends`` adds the episodes' last ones.
+        """Draw transitions; only those whose noise is known, unless told otherwise; ``ends`` adds their episodes' ends.
 
         Raises:
             DsrlError: when there is none.
