@@ -193,7 +193,8 @@ def main() -> int:
     if args.table:
         print(markdown(*results.read()))
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts what it runs in the background deaf to the first
+        signal.signal(name, _interrupt)
     failed: list[Key] = []
     interrupted = False
     if not args.collect_only:
