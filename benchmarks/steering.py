@@ -1,0 +1,218 @@
+"""The benchmark of steering: tasks x methods x seeds, resumable: ``python benchmarks/steering.py [--jobs 2]``.
+
+Seed 0 of everything comes first, so that a benchmark that is cut short is still balanced. What is finished is merged
+into ``benchmarks/results/steering_{curves,final}.csv`` after every run; a run that these files hold is not repeated,
+even where its folder is gone. The end is ``steering.md`` and ``steering.png`` beside them. Flags that are not listed
+by ``--help`` go to ``dsrl finetune``.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from steering_results import Key, Results
+from steering_table import markdown
+from tasks import FOLDER, TASKS, base_policy, demonstrations
+
+METHODS = ("na", "na-demos", "sac", "ppo", "reference")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of one run of one method."""
+
+    env_steps: int
+    eval_interval: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of the benchmark one task is."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    na: Budget = Budget(8_000, 1_000)
+    reference: Budget = Budget(16_000, 2_000)
+    """also of plain SAC"""
+    ppo: Budget = Budget(40_000, 5_000)
+    methods: tuple[str, ...] = field(default=("na", "na-demos", "sac", "reference"))
+    """without --methods"""
+
+    def budget(self, method: str) -> Budget:
+        """What a run of that method may spend."""
+        return {"na": self.na, "na-demos": self.na, "ppo": self.ppo}.get(method, self.reference)
+
+
+PLANS = {
+    "lift": Plan(reference=Budget(12_000, 2_000), methods=METHODS),
+    "can": Plan(na=Budget(10_000, 1_000), reference=Budget(20_000, 2_000)),
+    "pick-place": Plan(seeds=(0, 1, 2, 3, 4)),
+    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4)),
+    "hammer": Plan(),
+}
+
+
+def method_flags(method: str, task: str, bases: Path) -> list[str]:
+    """What makes a method, as flags of ``dsrl finetune``; its demonstrations are played when they are not there."""
+    if method == "reference":
+        return ["--preset", "reference"]
+    if method == "na-demos":
+        return ["--algo", "na", "--demos", str(demonstrations(TASKS[task], bases))]
+    return ["--algo", method]
+
+
+def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:
+    """All flags of one run."""
+    task, method, seed = key
+    budget = PLANS[task].budget(method)
+    # hindsight is a property of the base policy: one run per task measures it
+    repeats = 8 if (method, seed) == ("na", 0) else 1
+    flags = {
+        "base-policy": base_policy(TASKS[task], bases),
+        "run-dir": run_dir,
+        "seed": seed,
+        "n-envs": 4,
+        "total-env-steps": budget.env_steps,
+        "eval-interval": budget.eval_interval,
+        "eval-episodes": 50,
+        "final-episodes": 100,
+        "final-repeats": repeats,
+        "probe-episodes": 0,
+        "device": "cpu",  # CPU seconds are compared
+    }
+    named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    return [*named, "--overwrite", *method_flags(method, task, bases)]
+
+
+def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:
+    """The runs, seed 0 of every task and method first."""
+    keys = [
+        (task, method, seed)
+        for task in tasks
+        for method in methods or PLANS[task].methods
+        for seed in seeds or PLANS[task].seeds
+    ]
+    return sorted(keys, key=lambda key: key[2])  # stable: within a seed as listed
+
+
+class Children:
+    """The runs under way, in sessions of their own: Ctrl-C reaches them only through :meth:`stop`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, command: list[str], log: Path) -> int | None:
+        """Run to the end and return the exit status; None when it was stopped or never started."""
+        if self._stopped:
+            return None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with log.open("wb") as out:
+            with self._lock:
+                if self._stopped:
+                    return None
+                child = subprocess.Popen(
+                    command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                )
+                self._running.add(child)
+            status = child.wait()
+        with self._lock:
+            self._running.discard(child)
+            return None if self._stopped else status
+
+    def stop(self) -> None:
+        """Ask all of them to end, and make those that do not within a minute."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            child.terminate()
+        for child in running:
+            try:
+                child.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+def run_all(keys: Sequence[Key], results: Results, bases: Path, jobs: int, extra: Sequence[str]) -> list[Key]:
+    """Run what is missing, ``jobs`` at a time, and collect after each; returns those that failed."""
+    failed: list[Key] = []
+    dsrl = str(Path(sys.executable).with_name("dsrl"))
+    children = Children()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = {}
+            for key in keys:
+                run_dir = results.run_dir(key)
+                # base policies and demonstrations are made here, one after another: two runs may share them
+                command = [dsrl, "finetune", *run_flags(key, run_dir, bases), *extra]
+                futures[pool.submit(children.run, command, run_dir.with_suffix(".log"))] = key
+            for done, future in enumerate(as_completed(futures), 1):
+                key, status = futures[future], future.result()
+                if status:
+                    failed.append(key)
+                outcome = f"FAILED ({status}), see {results.run_dir(key).with_suffix('.log')}" if status else "done"
+                print(f"[{done}/{len(keys)}] {' '.join(map(str, key))}: {outcome}", flush=True)
+                results.collect()
+        except BaseException:
+            children.stop()
+            raise
+    return failed
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--tasks", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="left out: those of the plan, PPO on lift only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="left out: those of the plan")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark/steering"))
+    parser.add_argument("--bases", type=Path, default=FOLDER, help="base policies, see tasks.py")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    parser.add_argument("--again", action="store_true", help="also what the CSV holds, unless its run folder is here")
+    parser.add_argument("--collect-only", action="store_true", help="write results of what is finished, start nothing")
+    parser.add_argument("--table", action="store_true", help="print the tables of the CSV, change nothing")
+    return parser.parse_known_args()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    args, extra = _parse()
+    results = Results(args.runs, args.results)
+    if args.table:
+        print(markdown(*results.read()))
+        return 0
+    for name in (signal.SIGINT, signal.SIGTERM):  # a shell starts what it runs in the background deaf to the first
+        signal.signal(name, _interrupt)
+    failed: list[Key] = []
+    interrupted = False
+    if not args.collect_only:
+        keys = planned(args.tasks, args.methods, args.seeds)
+        held = set() if args.again else results.held()
+        missing = [key for key in keys if key not in held and not results.finished(key)]
+        print(f"{len(missing)} of {len(keys)} runs to do, {args.jobs} at a time, in {args.runs}", flush=True)
+        try:
+            failed = run_all(missing, results, args.bases, args.jobs, extra)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("interrupted; the runs under way were stopped, the finished ones are kept")
+    results.collect()
+    results.report()
+    for key in failed:
+        print(f"failed: {' '.join(map(str, key))}, see {results.run_dir(key).with_suffix('.log')}")
+    return 130 if interrupted else int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

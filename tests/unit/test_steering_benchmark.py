@@ -1,0 +1,100 @@
+"""The benchmark of steering: what a seed that never arrives does to medians, and that results outlive their runs."""
+
+import json
+import sys
+from math import inf
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield pytest.importorskip("steering_table")
+    sys.modules.pop("steering_table", None)
+
+
+@pytest.fixture
+def steering(table):
+    import steering
+
+    yield steering
+    for name in ("steering", "steering_results", "tasks"):
+        sys.modules.pop(name, None)
+
+
+def curve(*rates, base=0.4):
+    rows = [{"policy": "base", "env_steps": "0", "success_rate": str(base), "cpu_seconds": "0"}]
+    steered = enumerate(rates, 1)
+    return rows + [
+        {"policy": "steered", "env_steps": str(1000 * i), "success_rate": str(rate), "cpu_seconds": str(10 * i)}
+        for i, rate in steered
+    ]
+
+
+def test_the_first_evaluation_at_the_level_counts(table):
+    assert table.reached(curve(0.5, 0.9, 0.7, 1.0), 0.9, "env_steps") == (2000, 2000)
+    assert table.reached(curve(0.5, 0.6), 0.9, "cpu_seconds") == (20, inf)
+    assert table.reached([{**row, "cpu_seconds": ""} for row in curve(1.0)], 0.9, "cpu_seconds") is None
+
+
+def test_seeds_that_never_arrive_make_bounds(table):
+    assert table.median_interval([(2, 2), (8, inf), (3, 3)]) == (3, 3)
+    assert table.median_interval([(2, 2), (8, inf), (8, inf)]) == (8, inf)
+    assert table.ratio((2, 2), (8, inf)) == (0, 0.25)
+    assert table.ratio((8, inf), (2, 2)) == (4, inf)
+    assert table.median_interval([(0, 0.25), (0.5, 0.5), (4, inf)]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [((0.5, 0.5), "0.50"), ((4, inf), "> 4.00"), ((0, 0.25), "< 0.25"), ((1, 2), "1.00 to 2.00"), ((0, inf), "?")],
+)
+def test_bounds_are_shown_as_such(table, value, text):
+    assert table.show(value, 2) == text
+
+
+def test_a_seed_is_reduced_against_its_own_base_policy(table):
+    seed = table.reduce_seed(curve(0.3, 0.95), [{"policy": "steered", "success_rate": "0.97"}], 0.9)
+    assert (seed.steps, seed.cpu, seed.first, seed.final) == ((2000, 2000), (20, 20), 0.3, 0.97)
+    assert seed.dip == pytest.approx(-0.1)
+
+
+def test_seed_0_of_everything_comes_first(steering):
+    keys = steering.planned(["lift", "can"], ["na", "sac"], [0, 1])
+    assert [key[2] for key in keys] == [0] * 4 + [1] * 4
+    assert "ppo" not in {method for task, method, _ in steering.planned(steering.PLANS, None, None) if task != "lift"}
+
+
+def write_run(folder, rate):
+    folder.mkdir(parents=True)
+    header = "env_steps,policy,deterministic,episodes,success_rate,success_low,success_high,mean_length,wall_seconds\n"
+    rows = f"0,base,False,50,0.4,0.3,0.5,30,0.0\n1000,steered,True,50,{rate},0.8,1.0,30,5.0\n"
+    (folder / "evaluations.csv").write_text(header + rows)
+    (folder / "base_policy.json").write_text(json.dumps({"sha256": "12e4" * 16}))
+    (folder / "environment.json").write_text(json.dumps({"git": None}))
+    row = {"episodes": 100, "success_rate": rate, "success_low": 0.8, "success_high": 1.0, "held_rate": 1.0}
+    rows = [{**row, "policy": policy, "mean_length": 30.0} for policy in ("base, N(0, I)", "steered")]
+    (folder / "comparison.json").write_text(json.dumps({"rows": rows}))
+
+
+def test_results_outlive_their_run_folders(steering, tmp_path):
+    out = tmp_path / "results"
+    write_run(tmp_path / "one" / "can" / "na" / "seed0", 0.95)
+    steering.Results(tmp_path / "one", out).collect()
+    write_run(tmp_path / "two" / "can" / "sac" / "seed1", 0.85)
+    results = steering.Results(tmp_path / "two", out)
+    results.collect()
+    before = (results.curves_path.read_bytes(), results.final_path.read_bytes())
+    results.collect()
+    assert (results.curves_path.read_bytes(), results.final_path.read_bytes()) == before
+    assert results.held() == {("can", "na", 0), ("can", "sac", 1)}
+    curves, final = results.read()
+    assert [row["success_rate"] for row in curves] == ["0.4", "0.95", "0.4", "0.85"]
+    assert {row["base_sha256"] for row in final} == {"12e412e412e4"}
+    results.report()
+    assert "| can | na | 1,000 (1,000) |" in (out / "steering.md").read_text()
+    assert (out / "steering.png").stat().st_size > 0
