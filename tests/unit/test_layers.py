@@ -12,7 +12,7 @@ _LEVELS = {
           provenance statistics""",
     1: "diffusion guidance values steered",
     2: "noise_aliased agents actor_file",
-    3: "evaluate probe collect pretrain finetune callbacks compare video",
+    3: "evaluate probe collect demos playback pretrain finetune callbacks compare video",
     4: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
