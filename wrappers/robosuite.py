@@ -108,6 +108,11 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             )
         env.sim.set_state_from_flattened(state)
         env.sim.forward()
+        for robot in env.robots:  # the redundant joint is drawn to where the arm was when its controller was built
+            for arm in robot.arms:
+                controller = robot.part_controllers[arm]
+                controller.update_initial_joints(env.sim.data.qpos[controller.qpos_index])
+                controller.reset_goal()
         env._get_observations(force_update=True)  # twice, as in _start
         return self._flat(env._get_observations(force_update=True))
 
