@@ -150,6 +150,7 @@ def _play(
         rewards=flags.astype(np.float32),
         terminated=flags,
         success=bool(flags.any()),
+        seed=start,
     )
 
 

@@ -33,6 +33,10 @@ class Trajectory:
     terminated: np.ndarray
     """``(T,)`` bool; a time limit is not a termination"""
     success: bool = False
+    seed: int | None = None
+    """``env.reset(seed=...)`` starts this episode; None where the file does not say"""
+    initial_state: np.ndarray | None = None
+    """``(S,)`` the simulator's own state before the first action (robomimic's ``states[0]``), where there is one"""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -143,6 +147,10 @@ def read_hdf5(path: Path) -> Trajectories:
 def _write_demo(group: h5py.Group, episode: Trajectory, keys: list[str]) -> None:
     group.attrs["num_samples"] = len(episode)
     group.attrs["success"] = bool(episode.success)
+    if episode.seed is not None:
+        group.attrs["seed"] = int(episode.seed)
+    if episode.initial_state is not None:
+        group.attrs["initial_state"] = np.asarray(episode.initial_state, np.float64)
     group["actions"] = np.asarray(episode.actions, np.float32)
     group["rewards"] = np.asarray(episode.rewards, np.float32)
     group["dones"] = np.asarray(episode.terminated, np.int64)
@@ -231,11 +239,23 @@ def _read_demo(path: Path, demo: h5py.Group, name: str, keys: list[str]) -> Traj
     )
     if not np.isfinite(actions).all():
         raise DsrlError(f"{path}: {name}/actions holds NaN or infinite values")
-    rewards = np.asarray(demo["rewards"], np.float32) if "rewards" in demo else np.zeros(steps, np.float32)
-    dones = np.asarray(demo["dones"], bool) if "dones" in demo else np.zeros(steps, bool)
+    rewards, dones = (_read_per_step(path, demo, name, part, steps) for part in ("rewards", "dones"))
     # a file without our attribute: robomimic's sparse reward is 1 exactly at success
     success = bool(demo.attrs["success"]) if "success" in demo.attrs else bool(rewards.max() >= 1.0)
-    return Trajectory(obs, next_obs, actions, rewards, dones, success)
+    seed = int(demo.attrs["seed"]) if "seed" in demo.attrs else None
+    state = demo.attrs.get("initial_state", demo["states"][0] if "states" in demo and len(demo["states"]) else None)
+    state = None if state is None else np.asarray(state, np.float64).ravel()
+    return Trajectory(obs, next_obs, actions, rewards.astype(np.float32), dones.astype(bool), success, seed, state)
+
+
+def _read_per_step(path: Path, demo: h5py.Group, name: str, part: str, steps: int) -> np.ndarray:
+    """``(T,)``; zeros where the file has none."""
+    values = np.asarray(demo[part]) if part in demo else np.zeros(steps)
+    if values.size != steps:
+        raise DsrlError(f"{path}: {name}/{part} has shape {list(values.shape)}, its actions have {steps} steps")
+    if not np.isfinite(values).all():
+        raise DsrlError(f"{path}: {name}/{part} holds NaN or infinite values")
+    return values.reshape(steps)
 
 
 def _read_obs(path: Path, demo: h5py.Group, name: str, part: str, key: str, steps: int) -> np.ndarray:

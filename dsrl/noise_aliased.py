@@ -236,15 +236,10 @@ class NoiseAliasedSAC(SAC):
         """Noise to learn from: the actor's, or the candidate that the critics like best."""
         if not self.candidates:
             return self.policy.explore(cond)
-        assert self.replay_buffer is not None and isinstance(self._last_obs, np.ndarray)
-        half = self.candidates // 2
-        drawn = self.replay_buffer.pool_for(self._original_obs()) if self.pool_size else self.draw_pool(cond)
-        own = self.policy.explore(cond.repeat_interleave(half, dim=0))
-        chunks = self.decode(cond.repeat_interleave(half, dim=0), own)
-        noises = torch.cat([drawn.actions[:, :half] * self.policy.bound, own.unflatten(0, (-1, half))], dim=1)
-        rated = torch.cat([drawn.chunks[:, :half], chunks.unflatten(0, (-1, half))], dim=1)
-        best = self.score(cond, rated).argmax(dim=1)
-        return noises[torch.arange(len(cond), device=cond.device), best]
+        assert self.replay_buffer is not None
+        pool = self.replay_buffer.pool_for(self._original_obs()) if self.pool_size else self.draw_pool(cond)
+        best = self.score(cond, pool.chunks[:, : self.candidates]).argmax(dim=1)
+        return pool.actions[torch.arange(len(cond), device=cond.device), best] * self.policy.bound
 
     def score(self, cond: Tensor, chunks: Tensor) -> Tensor:
         """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""

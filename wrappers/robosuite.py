@@ -88,6 +88,34 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         raw = self._start(int(self.np_random.integers(2**31)))
         return self._flat(raw), {"success": self._success()}
 
+    def restore(self, state: np.ndarray) -> np.ndarray:
+        """Put the simulator into a recorded state, robomimic's ``states[i]``: time, positions and velocities ``(S,)``.
+
+        To be called after a ``reset``, which is what readies the controllers. Sizes of objects are not part of it.
+
+        Returns:
+            the observation there, ``(Do,)``.
+
+        Raises:
+            DsrlError: when the state belongs to another model.
+        """
+        env, state = self.simulator, np.asarray(state, dtype=np.float64)
+        expected = 1 + env.sim.model.nq + env.sim.model.nv
+        if state.shape != (expected,):
+            raise DsrlError(
+                f"this state of {self.env_spec.id} has {state.size} numbers, robosuite {version('robosuite')} has "
+                f"{expected}; it was recorded with another robot, other objects or another version"
+            )
+        env.sim.set_state_from_flattened(state)
+        env.sim.forward()
+        for robot in env.robots:  # the redundant joint is drawn to where the arm was when its controller was built
+            for arm in robot.arms:
+                controller = robot.part_controllers[arm]
+                controller.update_initial_joints(env.sim.data.qpos[controller.qpos_index])
+                controller.reset_goal()
+        env._get_observations(force_update=True)  # twice, as in _start
+        return self._flat(env._get_observations(force_update=True))
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One control step; the simulator's own reward, and no end: the time limit is a wrapper.
 

@@ -1,5 +1,7 @@
 """Recorded experience survives the file, and windows of it are aligned."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -50,6 +52,28 @@ def test_a_data_set_survives_the_file(data, path):
         np.testing.assert_array_equal(ours.terminated, theirs.terminated)
         assert ours.success == theirs.success
     assert not list(path.parent.glob(".*"))
+
+
+def test_starts_survive_the_file_and_may_be_missing(tmp_path, data):
+    first, second, third = (make_episode(3) for _ in range(3))
+    first, second = replace(first, seed=2**31 - 2), replace(second, initial_state=np.arange(5.0) / 3)
+    write_hdf5(tmp_path / "starts.hdf5", replace(data, episodes=(first, second, third)))
+    back = read_hdf5(tmp_path / "starts.hdf5").episodes
+    assert [episode.seed for episode in back] == [2**31 - 2, None, None]
+    np.testing.assert_array_equal(back[1].initial_state, second.initial_state)
+    assert back[0].initial_state is None and back[2].initial_state is None
+    with h5py.File(tmp_path / "starts.hdf5", "a") as file:
+        file["data/demo_2/states"] = np.arange(12.0).reshape(3, 4)  # robomimic's
+    assert read_hdf5(tmp_path / "starts.hdf5").episodes[2].initial_state.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("part", ["rewards", "dones"])
+def test_what_does_not_match_the_steps_is_refused(path, part):
+    with h5py.File(path, "a") as file:
+        del file[f"data/demo_1/{part}"]
+        file[f"data/demo_1/{part}"] = np.zeros(2)
+    with pytest.raises(DsrlError, match=rf"demo_1/{part} has shape \[2\], its actions have 4 steps"):
+        read_hdf5(path)
 
 
 def test_the_file_has_robomimics_layout(data, path):

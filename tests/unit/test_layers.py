@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _LEVELS = {
     0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics agent_config presets""",
-    1: "diffusion guidance values steered replay",
-    2: "noise_aliased noise_policy agents actor_file",
-    3: "algorithms demos evaluate probe collect pretrain finetune callbacks compare video",
+    1: "diffusion guidance values steered replay noise_policy",
+    2: "noise_aliased agents actor_file",
+    3: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
     4: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
