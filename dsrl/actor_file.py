@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsrl.actor import NoiseActor
+from dsrl.critics import CriticEnsemble
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.steered import NoiseActor, SteeredPolicy
+from dsrl.steered import SelectingPolicy, SteeredPolicy
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,32 @@ def actor_from_state(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> N
     return actor.to(weights[0].device).requires_grad_(False).eval()
 
 
+def steered_from_state(policy: FrozenPolicy, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> SteeredPolicy:
+    """The base policy, steered by a copy of what is in a policy's state dict.
+
+    Args:
+        policy: the base policy.
+        state: ``model.policy.state_dict()``.
+        facts: ``model.steering``, and ``deployed`` where the agent can act in more than one way.
+    """
+    actor = actor_from_state(state, facts)
+    if facts.get("deployed", "actor") == "actor":
+        return SteeredPolicy(policy, actor)
+    weights = {key.removeprefix("critic."): value for key, value in state.items() if key.startswith("critic.")}
+    with torch.random.fork_rng(devices=[]):
+        critic = CriticEnsemble(**facts["critic"])
+    critic.load_state_dict(weights)
+    critic = critic.to(weights["weights.0"].device).requires_grad_(False).eval()
+    return SelectingPolicy(policy, actor, critic, facts["choice"])
+
+
 def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
-    """Read the actor of a saved agent, which must have been trained on this base policy.
+    """The actor of a saved agent; see :func:`read_steered`."""
+    return read_steered(path, policy).actor
+
+
+def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
+    """Read a saved agent, which must have been trained on this base policy.
 
     Nothing in the file is unpickled: the facts are JSON, the weights are loaded with ``weights_only=True``.
 
@@ -88,8 +114,9 @@ def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
         raise DsrlError(f"there is no agent at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            facts = json.loads(archive.read("data"))["steering"]
+            data = json.loads(archive.read("data"))
             weights = archive.read("policy.pth")
+        facts = {**data["steering"], "deployed": data.get("deployed", "actor")}
         state = torch.load(io.BytesIO(weights), map_location=policy.device, weights_only=True)
         actor, steers = actor_from_state(state, facts), str(facts["base_policy_sha256"])
     except _DAMAGE as damage:
@@ -101,9 +128,9 @@ def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:
             "an agent's noise means nothing to another policy"
         )
     try:
-        SteeredPolicy(policy, actor)
-    except (TypeError, ValueError) as misfit:
+        steered = steered_from_state(policy, state, facts)
+    except (KeyError, RuntimeError, TypeError, ValueError) as misfit:
         raise DsrlError(f"{path} does not say which noise it chooses, or was edited by hand: {misfit}") from misfit
     if not all(torch.isfinite(parameter).all() for parameter in actor.parameters()):
         raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
-    return actor
+    return steered

@@ -28,7 +28,7 @@ class NAConfig:
     """Polyak factor of the target critics"""
     buffer_size: int = 1_000_000
     """decisions that are kept"""
-    fit_updates: int = 400
+    fit_updates: int = 200
     """gradient steps of the critics on the returns of the warm-up, before the first steered decision"""
     fit_actor_updates: int = 150
     """gradient steps of the actor after them"""
@@ -54,9 +54,11 @@ class NAConfig:
     """nats that an adapted price aims at: KL divergence of the Gaussian, minus the entropy of a boxed actor's noise"""
     average_decay: float = 0.998
     """of the moving average of the actor, which is what is evaluated and kept"""
-    candidates: int = 0
-    """while learning, play the best of so many noises by the critics, half of the pool's, half the actor's; 0: the
-    actor's draw"""
+    candidates: int = 8
+    """noises of the prior from which the critics choose, where they do"""
+    deploy: Literal["auto", "actor", "candidates"] = "auto"
+    """what acts in the end: the mean of the averaged actor, the best of the candidates by the critics, or, in auto, the
+    candidates until the actor has done at least as well in episodes of training"""
     distill_noises: int = 2
     """noises of the pool per observation in a distillation step"""
     distill_after: int = 0

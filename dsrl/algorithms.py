@@ -61,6 +61,7 @@ def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: An
         distill_per_head=na.distill_per_head,
         average_decay=na.average_decay,
         candidates=na.candidates,
+        deploy=na.deploy,
         clip_prior=na.clip_prior,
         replay_buffer_kwargs={
             "discount_per_chunk": na.discount_per_chunk,
@@ -104,7 +105,7 @@ ALGORITHMS = {
 
 
 def steering_facts(
-    config: FinetuneConfig, bound: float, policy: FrozenPolicy, noise: Mapping[str, Any] | None = None
+    config: FinetuneConfig, model: Any, bound: float, policy: FrozenPolicy, noise: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What an agent file must know beside its weights: plain values that its JSON holds readably.
 
@@ -113,4 +114,5 @@ def steering_facts(
     facts: dict[str, Any] = {"algo": config.algo, "bound": bound, "base_policy_sha256": policy.spec.sha256}
     if config.algo == "na":
         facts |= {"activation": config.na.activation, "squash": config.na.actor == "box"}
+        facts |= {"critic": model.policy.critic.config, "choice": model.choice()}
     return {**facts, "noise": dict(noise)} if noise else facts

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from dsrl.actor_file import actor_from_state
+from dsrl.actor_file import steered_from_state
 from dsrl.errors import RunFailed
 from dsrl.evaluate import Evaluation, evaluate
 from dsrl.files import replacing
@@ -146,8 +146,9 @@ class SteeringEvaluation(BaseCallback):
 
     def steered(self) -> SteeredPolicy:
         """The steered policy as it is now."""
-        model: Any = self.model  # which carries `steering`, see agents.steering_facts
-        return SteeredPolicy(self.policy, actor_from_state(model.policy.state_dict(), model.steering))
+        model: Any = self.model  # which carries `steering`, see algorithms.steering_facts
+        facts = {**model.steering, "deployed": getattr(model, "deployed", "actor")}
+        return steered_from_state(self.policy, model.policy.state_dict(), facts)
 
     def record_base(self) -> Evaluation:
         """The first row of ``evaluations.csv``: the base policy at env step 0."""
@@ -173,8 +174,14 @@ class SteeringEvaluation(BaseCallback):
     def score(self) -> Evaluation:
         """Evaluate now and save what is better."""
         check_finite(self.model, self.folder)
+        steered = self.steered()
         result = evaluate(
-            self.steered(), self.envs, episodes=self.episodes, seed=self.seed, name="steered", noise_scale=0.0
+            steered,
+            self.envs,
+            episodes=self.episodes,
+            seed=self.seed,
+            name="steered",
+            noise_scale=steered.acting_scale,
         )
         self.scored_at = self.steps.env_steps
         row = result.row(self.steps.env_steps, self.watch.seconds)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsrl import finetune as _finetune
-from dsrl.actor_file import read_actor
+from dsrl.actor_file import read_steered
 from dsrl.compare import compare, print_probe
 from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
 from dsrl.env_spec import EnvSpec
@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> None:
         settings: dict[str, Any] = {"episodes": config.video_episodes, "seed": config.seed, "reward": config.reward}
         film(base, env, config.video, name="base", **settings)
         if steered is not None:
-            film(steered, env, config.video, name="steered", noise_scale=0.0, **settings)
+            film(steered, env, config.video, name="steered", noise_scale=steered.acting_scale, **settings)
         console.print(f"videos: {config.video}")
 
 
@@ -117,7 +117,7 @@ def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpe
             f"{facts['path']} is no longer the base policy of this run: its weights hash to {base.spec.sha256[:12]}, "
             f"the run steered {facts['sha256'][:12]}"
         )
-    if agent == "best" and folder.final.exists() and not folder.best.exists():
-        raise DsrlError(f"the run {path} ended before its first evaluation; its last agent is there: --agent final")
-    actor = read_actor(folder.best if agent == "best" else folder.final, base)
-    return SteeredPolicy(base, actor), EnvSpec.from_robomimic(facts["env"])
+    wanted, other = (folder.best, folder.final) if agent == "best" else (folder.final, folder.best)
+    if other.exists() and not wanted.exists():
+        raise DsrlError(f"the run {path} ended before it had a {wanted.name}; take --agent {other.stem}")
+    return read_steered(wanted, base), EnvSpec.from_robomimic(facts["env"])

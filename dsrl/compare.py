@@ -30,7 +30,7 @@ class Comparison:
     controls: tuple[Evaluation, ...]
     """what needs no learning: zero noise, half the noise"""
     steered: Evaluation | None
-    """deterministic"""
+    """as it acts best: an actor's mean, or the best of a few noises by its critics"""
     sampled: Evaluation | None
     """the same actor with its own noise"""
 
@@ -135,8 +135,9 @@ def compare(
         base=score(base, "base", repeats=repeats),
         repeats=repeats,
         controls=(score(base, "zero noise", 0.0), score(base, "half the noise", 0.5)),
-        steered=None if steered is None else score(steered, "steered", 0.0),
-        sampled=None if steered is None else score(steered, "steered, sampled"),
+        steered=None if steered is None else score(steered, "steered", steered.acting_scale),
+        # where it is drawn anyhow, there is nothing else to draw
+        sampled=None if steered is None or steered.acting_scale else score(steered, "steered, sampled"),
     )
 
 

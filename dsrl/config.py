@@ -127,8 +127,8 @@ class EvaluateConfig:
     """reward convention; step-cost plays on after success, so that success held at the end means something"""
     n_envs: int = 4
     """environments side by side"""
-    agent: Literal["best", "final"] = "best"
-    """which agent of the run"""
+    agent: Literal["best", "final"] = "final"
+    """which agent of the run: the last one, or the one of the best evaluation on the way"""
     json: Path | None = None
     """write the numbers here"""
     video: Path | None = None
@@ -181,8 +181,8 @@ class ExportConfig:
     """run folder"""
     out: Path
     """checkpoint to write"""
-    agent: Literal["best", "final"] = "best"
-    """which agent of the run"""
+    agent: Literal["best", "final"] = "final"
+    """which agent of the run: the last one, or the one of the best evaluation on the way"""
     overwrite: bool = False
     """replace an existing file"""
 

@@ -36,6 +36,13 @@ class CriticEnsemble(nn.Module):
         activation: str = "silu",
     ):
         super().__init__()
+        self.config = {
+            "cond_dim": cond_dim,
+            "action_dim": action_dim,
+            "hidden_dims": list(hidden_dims),
+            "n_critics": n_critics,
+            "activation": activation,
+        }
         self.n_critics = n_critics
         self.activation = ACTIVATIONS[activation]()
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()

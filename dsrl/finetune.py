@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from dsrl.actor_file import read_actor
+from dsrl.actor_file import read_steered
 from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite
 from dsrl.compare import Comparison, compare, print_probe
@@ -28,7 +28,6 @@ from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy
 from dsrl.probe import probe
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import MetricsWriter
-from dsrl.steered import SteeredPolicy
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec, resolve_reward
 
 # seeds of initial states: training, curve, probe and final comparison never share one, nor do two runs
@@ -81,8 +80,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         run = _Run(config, policy, model, eval_envs, folder, console)
         if run.learn():
             run.draw()
-            flag = "" if folder.best.exists() else " --agent final"
-            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}{flag}")
+            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
             return FinetuneResult(folder.path, None)
         return FinetuneResult(folder.path, run.conclude())
 
@@ -144,13 +142,13 @@ class _Run:
         return interrupted
 
     def conclude(self) -> Comparison:
-        """Compare the best agent with the base policy and the controls on fresh initial states."""
+        """Compare the last agent with the base policy and the controls on fresh initial states."""
         with self.watch:
             if self.evaluation.scored_at < self.steps.env_steps:
                 self.evaluation.score()
                 self.model.logger.dump(self.model.num_timesteps)
             self.draw()
-            steered = SteeredPolicy(self.policy, read_actor(self.folder.best, self.policy))
+            steered = read_steered(self.folder.final, self.policy)
             comparison = compare(
                 self.policy,
                 steered,
@@ -211,7 +209,7 @@ def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
         config, envs, policy.spec.n_action_steps, seed=config.seed, device=str(policy.device)
     )
     # a plain attribute, which stable-baselines3 saves as readable JSON
-    model.steering = steering_facts(config, space.bound, policy, space.layout())  # type: ignore[attr-defined]
+    model.steering = steering_facts(config, model, space.bound, policy, space.layout())  # type: ignore[attr-defined]
     # stable-baselines3 has just seeded the environments with the seed of the networks
     envs.seed(first_seed(_TRAIN, config))
     return model

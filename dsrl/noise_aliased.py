@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,9 +17,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dsrl.critics import Reduction, reduce_q
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.noise_policy import NoiseAliasedPolicy
+from dsrl.pilots import ACTOR, CANDIDATES, EXPLORE, Pilots
 from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples, join
 
 Backup = Literal["max", "mean", "actor"]
+Deploy = Literal["auto", "actor", "candidates"]
 DemoMix = Literal["prefill", "ratio", "decay"]
 _DECODE_ROWS = 1024
 
@@ -70,8 +72,10 @@ class NoiseAliasedSAC(SAC):
             steps after all others, as published.
         distill_per_head: head i of Q_W follows head i of Q_A, as published; else all follow the reduced Q_A.
         average_decay: of the moving average of the actor, which is what ``predict`` plays.
-        candidates: while learning, play the best of so many noises by the reduced Q_A; half of them are drawn from the
-            pool, half from the actor. 0 plays the actor.
+        candidates: noises of the prior among which the critics choose, where they do.
+        deploy: what ``predict`` plays: ``actor``, the mean of the averaged actor; ``candidates``, the one of a few
+            prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
+            candidates until the actor has done at least as well in episodes of training (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
         policy_kwargs: of :class:`~dsrl.noise_policy.NoiseAliasedPolicy`.
 
@@ -106,13 +110,14 @@ class NoiseAliasedSAC(SAC):
         ent_coef: str | float = 0.03,
         ent_coef_max: float = float("inf"),
         target_divergence: float = 1.0,
-        fit_updates: int = 600,
+        fit_updates: int = 200,
         fit_actor_updates: int = 150,
         distill_noises: int = 2,
         distill_after: int = 0,
         distill_per_head: bool = False,
         average_decay: float = 0.998,
-        candidates: int = 0,
+        candidates: int = 8,
+        deploy: Deploy = "auto",
         clip_prior: bool = True,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
@@ -130,7 +135,9 @@ class NoiseAliasedSAC(SAC):
         self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
         self.distill_noises, self.distill_after = distill_noises, distill_after
         self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
-        self.clip_prior = clip_prior
+        self.clip_prior, self.deploy = clip_prior, deploy
+        self.deployed = "actor" if deploy == "actor" else "candidates"
+        self.pilots = Pilots()
         self._actor_updates = 0
         self.demo_buffer: SteeringReplayBuffer | None = None
         self.demo_mix: DemoMix = "prefill"
@@ -224,34 +231,81 @@ class NoiseAliasedSAC(SAC):
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_timesteps < learning_starts:
-            shape = (n_envs, self.policy.actor.config["action_dim"])
-            noise = self._prior(shape).cpu().numpy()
+        warming_up = self.num_timesteps < learning_starts
+        pilots = self.pilots.start(n_envs, warming_up=warming_up)
+        if warming_up:
+            noise = self._prior((n_envs, self.policy.actor.config["action_dim"]))
         else:
-            with torch.no_grad():
-                noise = self._choose(self._observed()).cpu().numpy()
-        return noise, noise / self.policy.bound
+            cond = torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
+            noise = self._fly(cond, pilots)
+        played = noise.cpu().numpy()
+        return played, played / self.policy.bound
 
-    def _choose(self, cond: Tensor) -> Tensor:
-        """Noise to learn from: the actor's, or the candidate that the critics like best."""
-        if not self.candidates:
-            return self.policy.explore(cond)
+    @torch.no_grad()
+    def _fly(self, cond: Tensor, pilots: Sequence[str]) -> Tensor:
+        """Noise ``(n_envs, A)``: of every environment's pilot, or of the actor alone where that is what is deployed."""
+        noise = self.policy.explore(cond)
+        if self.deploy == "actor":
+            return noise
         assert self.replay_buffer is not None
-        pool = self.replay_buffer.pool_for(self._original_obs()) if self.pool_size else self.draw_pool(cond)
+        obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
+        pool = self.replay_buffer.pool_for(obs) if self.pool_size >= self.candidates else None  # type: ignore[arg-type]
+        by_pilot = {
+            EXPLORE: noise,
+            ACTOR: self.policy.average_actor(cond, torch.zeros_like(noise)),
+            CANDIDATES: self.best_candidate(cond, pool),
+        }
+        return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        for env in np.flatnonzero(dones):
+            episode = infos[env].get("episode", {"r": reward[env]})
+            self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
+        if self.deploy == "auto" and dones.any():
+            self.deployed = "actor" if self.pilots.better(ACTOR, CANDIDATES) else "candidates"
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The noise that is deployed; the candidates are drawn anew every time, also when it is deterministic.
+
+        Raises:
+            DsrlError: when candidates are to be decoded and there is no environment with the base policy.
+        """
+        if self.deployed == "actor":
+            return super().predict(observation, state, episode_start, deterministic)
+        if self.env is None:
+            raise DsrlError(
+                "this agent chooses among decoded candidates; give it its steered environment: set_env(env)"
+            )
+        cond, vectorized = self.policy.obs_to_tensor(observation)
+        assert isinstance(cond, Tensor)
+        with torch.no_grad():
+            noise = self.best_candidate(cond).cpu().numpy()
+        return (noise if vectorized else noise[0]), state
+
+    def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:
+        """``(B, C)`` -> the noise ``(B, A)`` whose chunk has the highest pessimistic value; fresh ones without a pool."""
+        pool = pool or self.draw_pool(cond, self.candidates)
         best = self.score(cond, pool.chunks[:, : self.candidates]).argmax(dim=1)
         return pool.actions[torch.arange(len(cond), device=cond.device), best] * self.policy.bound
+
+    def choice(self) -> dict[str, Any]:
+        """What :class:`~dsrl.steered.SelectingPolicy` must know: plain values."""
+        space = self._steering().chunk_space
+        low, high = (limit[0].tolist() for limit in (space.low, space.high))
+        return {"candidates": self.candidates, "reduction": self.critic_reduction, "low": low, "high": high}
 
     def score(self, cond: Tensor, chunks: Tensor) -> Tensor:
         """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""
         return reduce_q(self.critic(cond, chunks), self.critic_reduction)  # type: ignore[arg-type,operator]
-
-    def _original_obs(self) -> np.ndarray:
-        obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
-        assert isinstance(obs, np.ndarray)
-        return obs
-
-    def _observed(self) -> Tensor:
-        return torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
 
     # -- the frozen policy ----------------------------------------------------------------------------------------
 
@@ -307,6 +361,8 @@ class NoiseAliasedSAC(SAC):
             log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(self._batch(batch_size))))
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for pilot in self.pilots.results:
+            self.logger.record(f"rollout/{pilot}", self.pilots.mean(pilot))
         for name, value in log.read().items():
             self.logger.record(f"train/{name}", value)
             if not np.isfinite(value):

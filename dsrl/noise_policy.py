@@ -15,8 +15,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor, nn
 
+from dsrl.actor import NoiseActor
 from dsrl.critics import CriticEnsemble
-from dsrl.steered import NoiseActor
 
 ActorKind = Literal["gaussian", "box"]
 

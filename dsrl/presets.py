@@ -36,6 +36,7 @@ PRESETS = {
             # zero entropy of u = noise / bound
             target_divergence=0.0,
             average_decay=0.0,
+            deploy="actor",
             activation="tanh",
             actor_layer_norm=True,
             clip_prior=False,

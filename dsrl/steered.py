@@ -1,60 +1,20 @@
-"""A steered policy: a frozen base and the small actor that chooses its noise. It is a FrozenPolicy itself."""
+"""Steered policies: a frozen base, and what chooses its noise. They are FrozenPolicies themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from dsrl.critics import ACTIVATIONS
+from dsrl.actor import NoiseActor
+from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy, Obs, PolicySpec
-
-
-class NoiseActor(nn.Module):
-    """A Gaussian over the agent's action, written as a deterministic map of ``(cond, eps)``, ``eps ~ N(0, I)``.
-
-    ``eps = 0`` is the deterministic actor. No stable-baselines3 is needed to run it.
-
-    Args:
-        config: ``{"sizes": [cond_dim, hidden, ...], "action_dim": A, "activation": "silu", "state_dependent_std": bool,
-            "squash": bool, "bound": float}``; ``"layer_norm": True`` for a LayerNorm in every hidden layer, and
-            ``"noise"``, which is ``NoiseSpace.layout()``: without it the agent chooses the whole noise.
-    """
-
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        self.config = dict(config)
-        sizes, activation = config["sizes"], ACTIVATIONS[config["activation"]]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(sizes):
-            normal = [nn.LayerNorm(width_out)] if config.get("layer_norm") else []
-            layers += [nn.Linear(width_in, width_out), *normal, activation()]
-        self.trunk = nn.Sequential(*layers)
-        self.mean = nn.Linear(sizes[-1], config["action_dim"])
-        if config["state_dependent_std"]:
-            self.log_std: nn.Linear | nn.Parameter = nn.Linear(sizes[-1], config["action_dim"])
-        else:
-            self.log_std = nn.Parameter(torch.zeros(config["action_dim"]))
-
-    def moments(self, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, cond_dim)`` -> mean and log of the standard deviation, ``(B, A)`` each, before any squashing."""
-        features = self.trunk(cond)
-        log_std = self.log_std(features) if isinstance(self.log_std, nn.Linear) else self.log_std
-        # the clamp is the one of the soft actor-critic actor; it never binds for a state-independent scale
-        return self.mean(features), log_std.clamp(-20, 2)
-
-    @torch.no_grad()
-    def forward(self, cond: Tensor, eps: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, A)`` -> the agent's action ``(B, A)``, inside the box."""
-        mean, log_std = self.moments(cond)
-        raw, bound = mean + log_std.exp() * eps, self.config["bound"]
-        return bound * torch.tanh(raw) if self.config["squash"] else raw.clamp(-bound, bound)
 
 
 class SteeredPolicy(nn.Module):
@@ -69,6 +29,8 @@ class SteeredPolicy(nn.Module):
     """
 
     kind = "steered"
+    acting_scale = 0.0
+    """of the noise, when it acts as well as it can: zeros are the mean of the actor"""
 
     def __init__(self, base: FrozenPolicy, actor: NoiseActor):
         super().__init__()
@@ -139,3 +101,54 @@ class SteeredPolicy(nn.Module):
                 "noise_shape": list(base.spec.noise_shape),
             },
         }
+
+
+class SelectingPolicy(SteeredPolicy):
+    """Draws ``n`` noises from ``N(0, I)``, denoises them in one batch, and plays the chunk that the critics like best.
+
+    It stays inside what the base policy does anyway. A decision costs the denoising of ``n`` chunks instead of one. Its
+    noise is ``(n, A + rest_size)``, the candidates themselves, so it is as random as the base policy.
+
+    Args:
+        base: the frozen policy.
+        actor: of the same agent; it does not act here, but is kept with it.
+        critic: rates ``(cond, chunk)``.
+        choice: ``{"candidates": n, "reduction": "min", "low": [Da], "high": [Da]}``: the limits are those of the
+            environment's actions, which chunks are clipped to before they are rated.
+    """
+
+    kind = "selecting"
+    acting_scale = 1.0
+
+    def __init__(self, base: FrozenPolicy, actor: NoiseActor, critic: CriticEnsemble, choice: Mapping[str, Any]):
+        super().__init__(base, actor)
+        self.critic, self.choice = critic, dict(choice)
+        size = self.noise_space.size + self.noise_space.rest_size
+        self.spec = replace(self.spec, noise_shape=(int(choice["candidates"]), size))
+        self.register_buffer("low", torch.tensor(choice["low"], device=base.device), persistent=False)
+        self.register_buffer("high", torch.tensor(choice["high"], device=base.device), persistent=False)
+
+    @torch.no_grad()
+    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
+        """``(B, cond_dim), (B, n, A + rest_size)`` -> the executed chunk ``(B, Ta, Da)``.
+
+        Raises:
+            ValueError: when the noise has another shape.
+        """
+        expected = (len(cond), *self.spec.noise_shape)
+        if noise.shape != expected:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {expected}")
+        n, space = noise.shape[1], self.noise_space
+        # 1. all candidates of all observations in one batch, inside the box that the agent knows
+        action, rest = rearrange(noise, "b n d -> (b n) d").split([space.size, space.rest_size], dim=-1)
+        action = action.clamp(-space.bound, space.bound)
+        chunks = self.base.decode(cond.repeat_interleave(n, dim=0), space.to_noise(action, rest))
+        chunks = rearrange(chunks.clamp(self.low, self.high), "(b n) t d -> b n t d", n=n)
+        # 2. the one of the highest pessimistic value
+        q = self.critic(cond, rearrange(chunks, "b n t d -> b n (t d)"))
+        best = reduce_q(q, self.choice["reduction"]).argmax(dim=1)
+        return chunks[torch.arange(len(cond), device=cond.device), best]
+
+    def config_dict(self) -> dict[str, Any]:
+        """What rebuilds this policy beside its weights."""
+        return {**super().config_dict(), "critic": self.critic.config, "choice": self.choice}

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsrl.actor import NoiseActor
+from dsrl.critics import CriticEnsemble
 from dsrl.device import auto_device
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.env_spec import EnvSpec
@@ -32,7 +34,7 @@ from dsrl.errors import DsrlError, nearest
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained.toy import ToyPolicy
-from dsrl.steered import NoiseActor, SteeredPolicy
+from dsrl.steered import SelectingPolicy, SteeredPolicy
 
 FORMAT, VERSION = "dsrl", 1
 _FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
@@ -158,7 +160,10 @@ def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights
         spec, noise_shape=tuple(inner["noise_shape"]), sha256=weights_sha256(base_weights), provenance={}
     )
     base: Any = KINDS[inner["kind"]](inner["config"], base_spec, base_weights)
-    steered = SteeredPolicy(base, NoiseActor(config["actor"]))
+    actor = NoiseActor(config["actor"])
+    steered = SteeredPolicy(base, actor)
+    if "critic" in config:
+        steered = SelectingPolicy(base, actor, CriticEnsemble(**config["critic"]), config["choice"])
     steered.spec = replace(steered.spec, env=spec.env, sha256=spec.sha256, provenance=spec.provenance)
     return steered
 
@@ -172,6 +177,7 @@ KINDS: dict[str, Builder] = {
     "diffusion": _build_diffusion,
     "flow": _build_flow,
     "steered": _build_steered,
+    "selecting": _build_steered,
     "toy": _build_toy,
 }
 

@@ -46,6 +46,7 @@ class Steering:
         self.seed(0)
         check_fit(policy, obs_space, action_space)
         assert isinstance(action_space, spaces.Box)
+        self.chunk_space = action_space
         self._low, self._high = (
             torch.as_tensor(v, device=policy.device) for v in (action_space.low, action_space.high)
         )

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from dsrl.actor import NoiseActor
 from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPolicy
 from dsrl.errors import DsrlError
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.pretrained.toy import ToyPolicy
-from dsrl.steered import NoiseActor, SteeredPolicy
+from dsrl.steered import SteeredPolicy
 
 SPEC = PolicySpec(
     {"object": (2, 2), "eef_pos": (3,)}, action_dim=3, horizon=8, n_action_steps=4, n_obs_steps=2, action_start=1
