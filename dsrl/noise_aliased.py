@@ -292,7 +292,7 @@ class NoiseAliasedSAC(SAC):
         return (noise if vectorized else noise[0]), state
 
     def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:
-        """``(B, C)`` -> the noise ``(B, A)`` of the chunk of highest pessimistic value, in the pool or freshly drawn."""
+        """``(B, C)`` -> the noise ``(B, A)`` of highest pessimistic value, of a pool or freshly drawn."""
         pool = pool or self.draw_pool(cond, self.candidates)
         best = self.score(cond, pool.chunks[:, : self.candidates]).argmax(dim=1)
         return pool.actions[torch.arange(len(cond), device=cond.device), best] * self.policy.bound

@@ -13,17 +13,17 @@ BASE, ACTOR, CANDIDATES, EXPLORE = "base", "actor", "candidates", "explore"
 class Pilots:
     """Takes turns, episode by episode, and keeps the last results of every pilot.
 
-    The mean of the actor and the choice among candidates fly a quarter of the training episodes each, the learning
-    actor's draws the rest. These are episodes that are learned from anyhow, so the comparison costs no env step.
+    The mean of the actor, the choice among candidates and the learning actor's draws fly a third of the training
+    episodes each. These are episodes that are learned from anyhow, so the comparison costs no env step.
 
     Args:
         window: results that are kept per pilot.
         trust: results without which a pilot is not trusted.
     """
 
-    TURNS = (ACTOR, EXPLORE, CANDIDATES, EXPLORE)
+    TURNS = (ACTOR, CANDIDATES, EXPLORE)
 
-    def __init__(self, window: int = 20, trust: int = 5):
+    def __init__(self, window: int = 20, trust: int = 4):
         self.window, self.trust = window, trust
         self.results: dict[str, deque[float]] = {}
         self._turns = cycle(self.TURNS)
