@@ -13,11 +13,13 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 
 from dsrl.actor_file import actor_from_state, read_actor
-from dsrl.agents import ALGORITHMS, ChunkReplayBuffer, build_sac, steering_facts
-from dsrl.config import FinetuneConfig, SACConfig
+from dsrl.agents import NEVER, build_sac
+from dsrl.algorithms import ALGORITHMS, steering_facts
+from dsrl.config import FinetuneConfig, NAConfig, SACConfig
 from dsrl.errors import DsrlError
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.pretrained.toy import ToyPolicy
+from dsrl.replay import SteeringReplayBuffer
 from dsrl.steered import SteeredPolicy
 from dsrl.wrappers import SteeredVecEnv, make_vec_env
 
@@ -30,16 +32,17 @@ def steered_env(bound: float = 1.5, n_envs: int = 2, **layout) -> SteeredVecEnv:
 
 
 def agent(algo: str = "sac", bound: float = 1.5, **layout):
-    config = FinetuneConfig(n_envs=2, hidden_dims=(16, 16), warmup_env_steps=400)
+    config = FinetuneConfig(algo=algo, n_envs=2, hidden_dims=(16, 16), na=NAConfig(deploy="actor"))
     envs = steered_env(bound, **layout)
     model = ALGORITHMS[algo].build(config, envs, POLICY.spec.n_action_steps, seed=0, device="cpu")
-    model.steering = steering_facts(algo, bound, POLICY, layout)
+    model.learning_starts = 100  # decisions; what WarmUp sets once its episodes are over
+    model.steering = steering_facts(config, model, bound, POLICY, layout)
     return model
 
 
-def filled_buffer(info: dict, done: bool) -> ChunkReplayBuffer:
+def filled_buffer(info: dict, done: bool) -> SteeringReplayBuffer:
     box = spaces.Box(-1, 1, (3,), np.float32)
-    buffer = ChunkReplayBuffer(8, box, box, device="cpu", n_envs=1, gamma=0.9)
+    buffer = SteeringReplayBuffer(8, box, box, device="cpu", n_envs=1, gamma=0.9)
     one = np.ones((1, 3), np.float32)
     buffer.add(one, one, one, np.ones(1), np.array([done]), [info])
     return buffer
@@ -84,7 +87,7 @@ def test_warm_up_plays_the_prior_and_stores_what_was_played(monkeypatch):
     act = model.env.steering.act
     monkeypatch.setattr(model.env.steering, "act", lambda action: played.append(action.copy()) or act(action))
     model.learn(80)  # 80 decisions of 2 environments, all of them warm-up
-    stored = model.replay_buffer.actions[: len(played)] * 1.5
+    stored = model.replay_buffer.at(torch.arange(80)).actions.view(40, 2, 8).numpy() * 1.5
     np.testing.assert_allclose(stored, np.stack(played), atol=1e-6)
     noise = np.stack(played)
     assert np.abs(noise).max() == pytest.approx(1.5)
@@ -103,18 +106,21 @@ def test_noise_is_the_bound_times_the_agents_action(bound: float):
     assert np.abs(model.predict(obs)[0]).max() <= bound
 
 
-@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("algo", ["na", "sac", "ppo"])
 def test_the_copied_actor_is_the_agents_actor(algo: str):
     model = agent(algo)
+    with torch.no_grad():
+        for parameter in model.policy.parameters():  # so that the actor says something
+            parameter.add_(0.1 * torch.randn_like(parameter))
     actor = actor_from_state(model.policy.state_dict(), model.steering)
     obs = model.env.reset()
     copied = actor(torch.as_tensor(obs), torch.zeros(2, 8)).numpy()
     np.testing.assert_allclose(copied, model.predict(obs, deterministic=True)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("algo", "std"), [("sac", 0.94), ("ppo", 1.0)])
+@pytest.mark.parametrize(("algo", "std"), [("na", 1.0), ("sac", 0.94), ("ppo", 1.0)])
 def test_an_untrained_agent_is_close_to_the_base_policy(algo: str, std: float):
-    model = agent(algo, ALGORITHMS[algo].bound)
+    model = agent(algo, ALGORITHMS[algo].bound(FinetuneConfig(algo=algo)))
     actor = actor_from_state(model.policy.state_dict(), model.steering)
     cond = torch.as_tensor(model.env.reset())[:1].expand(4000, -1)
     noise = actor(cond, torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)))
@@ -190,7 +196,7 @@ def test_an_agent_without_its_facts_is_refused(tmp_path, facts):
         read_actor(path, POLICY)
 
 
-@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("algo", ["na", "sac", "ppo"])
 @pytest.mark.parametrize("space", reduced_spaces(POLICY.spec.noise_shape, 1.5), ids=NoiseSpace.describe)
 def test_an_agent_file_remembers_its_noise_space(tmp_path, algo: str, space: NoiseSpace):
     model = agent(algo, **space.layout())
@@ -242,7 +248,7 @@ def test_a_steered_policy_can_be_steered_in_turn():
 
 
 def test_updates_follow_the_env_steps():
-    config = FinetuneConfig(n_envs=4, sac=SACConfig(updates_per_env_step=1.25))
+    config = FinetuneConfig(algo="sac", n_envs=4, sac=SACConfig(updates_per_env_step=1.25))
     model = build_sac(config, steered_env(n_envs=4), POLICY.spec.n_action_steps, seed=0, device="cpu")
     assert model.gradient_steps == 20, "1.25 per env step, four env steps per decision, four environments"
-    assert model.learning_starts == config.warmup_env_steps // 4
+    assert model.learning_starts == NEVER, "the end of the warm-up is counted in episodes"

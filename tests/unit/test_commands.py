@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dsrl import commands
-from dsrl.agents import ALGORITHMS, steering_facts
+from dsrl.algorithms import ALGORITHMS, steering_facts
 from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of
@@ -28,9 +28,10 @@ def run(toy_policy, shorter, tmp_path):
     facts = {"path": str(path), "sha256": sha256, "env": shorter.to_robomimic()}
     folder = RunFolder.create(tmp_path / "run", {}, facts)
     envs = SteeredVecEnv(make_vec_env(shorter, toy_policy.spec), toy_policy)
-    model = ALGORITHMS["sac"].build(FinetuneConfig(hidden_dims=(16,)), envs, 4, seed=0, device="cpu")
-    model.steering = steering_facts("sac", 1.5, load_policy(path, device="cpu"))
-    model.save(folder.best)
+    config = FinetuneConfig(algo="sac", hidden_dims=(16,))
+    model = ALGORITHMS["sac"].build(config, envs, 4, seed=0, device="cpu")
+    model.steering = steering_facts(config, model, 1.5, load_policy(path, device="cpu"))
+    model.save(folder.final)
     return folder.path
 
 

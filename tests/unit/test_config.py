@@ -39,14 +39,14 @@ def test_what_a_file_leaves_out_keeps_its_default():
         ({"hidden_dims": []}, "--hidden-dims is"),
         ({"sac": {"ent_coef": "warm"}}, "--sac.ent-coef is 'warm'"),
         ({"sac": {"n_critics": 0}}, "--n-critics is 0"),
-        ({"warmup_env_steps": 5000, "total_env_steps": 5000}, "nothing would be left to steer"),
+        ({"warmup_episodes": 0}, "--warmup-episodes is 0"),
         ({"sac": 3}, "'sac' holds 3"),
         ({"seed": "one"}, "'seed' holds 'one', expected int"),
         ({"noise": {"rows": 0}}, r"--noise\.rows is 0"),
         ({"noise": {"rows": 1, "basis": 1}}, r"--noise\.rows and --noise\.basis exclude each other"),
         ({"noise": {"rest": "repeat"}}, r"--noise\.rest is 'repeat', but .* give --noise\.rows"),
         ({"noise": {"rows": 1, "rest": "mean"}}, r"'noise\.rest' holds 'mean', expected one of prior, zero, repeat"),
-        ({"algo": "td3"}, "'algo' holds 'td3', expected one of sac, ppo"),
+        ({"algo": "td3"}, "'algo' holds 'td3', expected one of na, sac, ppo"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(values: dict, message: str):

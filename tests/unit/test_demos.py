@@ -162,7 +162,7 @@ def test_a_cut_recording_is_what_the_chunked_environment_returned(reward, endles
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), msg=name)
     for row, length in enumerate(column(cut, "length")):
         torch.testing.assert_close(ours.chunks[row, : 2 * length], theirs.chunks[row, : 2 * length])
-    end, their_end = (buffer.end_of(torch.arange(buffer.rows))[0] for buffer in buffers)
+    end, their_end = (buffer.at(torch.arange(buffer.rows), ends=True).end_observations for buffer in buffers)
     torch.testing.assert_close(end, their_end)
 
 

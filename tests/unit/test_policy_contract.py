@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from dsrl.actor import NoiseActor
+from dsrl.critics import CriticEnsemble
 from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPolicy
 from dsrl.errors import DsrlError
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.pretrained.toy import ToyPolicy
-from dsrl.steered import SteeredPolicy
+from dsrl.steered import SelectingPolicy, SteeredPolicy
 
 SPEC = PolicySpec(
     {"object": (2, 2), "eef_pos": (3,)}, action_dim=3, horizon=8, n_action_steps=4, n_obs_steps=2, action_start=1
@@ -52,12 +53,24 @@ def make_steered(base, space=None):
     space = space or NoiseSpace(base.spec.noise_shape)
     sizes = {"sizes": [base.cond_dim, 32], "action_dim": space.size, "activation": "silu", "noise": space.layout()}
     actor = NoiseActor({**sizes, "state_dependent_std": True, "squash": True, "bound": 1.5})
-    actor.log_std.weight.zero_()  # wide enough that the noise is heard
+    actor.requires_grad_(False).log_std.weight.zero_()  # wide enough that the noise is heard
     return SteeredPolicy(base, actor)
 
 
-@pytest.fixture(params=[*CASES, "toy", "steered", "steered twice", *SPACES])
+def make_selecting(base, space=None, candidates=3):
+    actor = make_steered(base, space).actor
+    torch.manual_seed(1)
+    critic = CriticEnsemble(base.cond_dim, base.spec.n_action_steps * base.spec.action_dim, (32,), n_critics=3)
+    limit = [0.5 + index for index in range(base.spec.action_dim)]
+    choice = {"candidates": candidates, "reduction": "min", "low": [-value for value in limit], "high": limit}
+    return SelectingPolicy(base, actor, critic.requires_grad_(False), choice)
+
+
+@pytest.fixture(params=[*CASES, "toy", "steered", "steered twice", "selecting", "selecting, a row", *SPACES])
 def policy(request):
+    if request.param.startswith("selecting"):
+        space = SPACES["first row, the rest from the prior"] if request.param.endswith("row") else None
+        return make_selecting(make_policy(CASES[0]), space)
     if request.param in SPACES:
         return make_steered(make_policy(CASES[0]), SPACES[request.param])
     if request.param == "toy":
@@ -168,6 +181,38 @@ def test_a_steered_policy_is_saved_with_its_noise_space(space, tmp_path):
     obs, noise = make_inputs(live.spec)
     assert loaded.noise_space == space and loaded.spec.noise_shape == live.spec.noise_shape
     assert torch.equal(loaded.sample(obs, noise), live.sample(obs, noise))
+
+
+@pytest.mark.parametrize("space", [NoiseSpace((8, 3)), *SPACES.values()], ids=NoiseSpace.describe)
+def test_a_selecting_policy_is_saved_with_its_critics_and_its_choice(space, tmp_path):
+    live = make_selecting(make_policy(CASES[0]), space)
+    save_policy(live, tmp_path / "selecting.pt")
+    loaded = load_policy(tmp_path / "selecting.pt", device="cpu")
+    obs, noise = make_inputs(live.spec)
+    assert loaded.kind == "selecting" and loaded.acting_scale == 1.0 and loaded.choice == live.choice
+    assert loaded.noise_space == space and loaded.spec.noise_shape == live.spec.noise_shape
+    assert torch.equal(loaded.sample(obs, noise), live.sample(obs, noise))
+
+
+def test_a_selecting_policy_plays_the_candidate_of_the_highest_pessimistic_value():
+    policy = make_selecting(make_policy(CASES[0]), candidates=6)
+    low, high = torch.tensor(policy.choice["low"]), torch.tensor(policy.choice["high"])
+    obs, noise = make_inputs(policy.spec)
+    noise = 2 * noise  # some of it outside the box that the agent knows
+    cond, played = policy.encode(obs), []
+    for row in range(len(obs)):
+        candidates = noise[row].clamp(-1.5, 1.5).view(6, 8, 3)
+        chunks = policy.base.decode(cond[row].expand(6, -1), candidates).clamp(low, high)
+        values = policy.critic(cond[row].expand(6, -1), chunks.flatten(1)).amin(dim=0)
+        played.append(chunks[values.argmax()])
+    torch.testing.assert_close(policy.decode(cond, noise), torch.stack(played), atol=1e-5, rtol=1e-5)
+
+
+def test_a_selecting_policy_is_read_like_every_steered_one():
+    policy = make_selecting(make_policy(CASES[0]))
+    obs, _ = make_inputs(policy.spec)
+    first, second = (policy.predict(obs.numpy(), False, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert first.shape == (8, 4, 3) and (first == second).all()
 
 
 def test_a_steered_file_without_a_noise_space_means_the_full_one(tmp_path):

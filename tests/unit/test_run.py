@@ -34,6 +34,7 @@ def evaluation(env_steps=0, policy="base", deterministic=False, rate=0.5) -> dic
         "mean_return": -12.5,
         "mean_length": 30.25,
         "wall_seconds": 1.5,
+        "cpu_seconds": 1.25,
     }
 
 
