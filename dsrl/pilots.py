@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import cycle
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Pilots:
     def __init__(self, window: int = 20, trust: int = 4):
         self.window, self.trust = window, trust
         self.results: dict[str, deque[float]] = {}
-        self._turns = cycle(self.TURNS)
+        self._turn = 0
         self._flying: list[str] = []
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
@@ -39,7 +38,11 @@ class Pilots:
     def landed(self, env: int, result: float) -> None:
         """The episode in this environment has ended."""
         self.results.setdefault(self._flying[env], deque(maxlen=self.window)).append(result)
-        self._flying[env] = self._next or next(self._turns)
+        if self._next:
+            self._flying[env] = self._next
+            return
+        self._flying[env] = self.TURNS[self._turn % len(self.TURNS)]
+        self._turn += 1
 
     def mean(self, pilot: str) -> float:
         """Of the last results; NaN without any."""

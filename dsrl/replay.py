@@ -166,7 +166,10 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     def _account(self, rows: Sequence[int], streams: Sequence[int], ended: np.ndarray) -> None:
         """Credit what was earned now to all earlier decisions of the same episodes."""
-        earlier, now = [], []
+        overwritten, earlier, now = set(rows), [], []
+        for episode in self._episodes.values():
+            while episode and episode[0] in overwritten:  # longer than the buffer: its first decisions are gone
+                episode.pop(0)
         for row, stream, end in zip(rows, streams, ended, strict=True):
             episode = self._episodes.setdefault(stream, [])
             earlier += episode
@@ -199,7 +202,8 @@ class SteeringReplayBuffer(ReplayBuffer):
         """Draw and decode the pools of ``count`` random rows anew."""
         if not self.rows or not count:
             return
-        rows = torch.randint(self.rows, (count,), device=self.device)
+        # no row twice: its noises and its chunks would be those of different draws
+        rows = torch.randint(self.rows, (count,), device=self.device).unique()
         pools = (self._decode(self._columns["obs"][rows]), self._decode(self._columns["next_obs"][rows]))
         for name, values in _named(pools).items():
             self._columns[name][rows] = values
