@@ -1,0 +1,163 @@
+"""Noise-aliased SAC from outside: what it plays, what its files hold, whole configurations."""
+
+from collections import deque
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from na_agents import COND, NOISE, POLICY, agent, build, toy_envs
+
+from dsrl.actor_file import steered_from_state
+from dsrl.callbacks import WarmUp
+from dsrl.config import FinetuneConfig, NAConfig
+from dsrl.errors import DsrlError
+from dsrl.evaluate import evaluate_in_env
+from dsrl.noise import NoiseSpace
+from dsrl.noise_aliased import NoiseAliasedSAC
+from dsrl.presets import preset
+from dsrl.wrappers import ActionChunk, ObservationHistory, SteeredEnv, make_env
+
+# -- acting -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_warm_up_plays_the_prior_inside_the_box():
+    model = agent(bound=1.5, learning_starts=1000)
+    model.learn(400)
+    noise = 1.5 * model.replay_buffer.at(torch.arange(400)).actions
+    assert noise.abs().max() == pytest.approx(1.5)
+    assert (noise.abs() == 1.5).float().mean().item() == pytest.approx(0.134, abs=0.02)
+
+
+def test_what_the_candidates_play_is_the_best_of_the_pool_that_is_stored():
+    model = agent(learning_starts=40, fit_updates=20)
+    model.pilots.TURNS = ("candidates",)
+    model.learn(400)
+    batch = model.replay_buffer.at(torch.arange(model.replay_buffer.rows))
+    played_from_pool = (batch.pool.actions == batch.actions[:, None]).all(dim=2)
+    assert played_from_pool.any(dim=1).float().mean() > 0.7, "all but the warm-up and the episodes that it began"
+    row, index = played_from_pool.nonzero()[-1]
+    torch.testing.assert_close(batch.chunks[row], batch.pool.chunks[row, index])
+
+
+def test_an_agent_that_has_flown_nothing_deploys_the_candidates():
+    model = agent()
+    assert model.deployed == "candidates" and agent(deploy="actor").deployed == "actor"
+    obs = model.env.reset()
+    noise, _ = model.predict(obs, deterministic=True)
+    one, _ = model.predict(obs[0], deterministic=True)
+    assert noise.shape == (2, NOISE) and one.shape == (NOISE,)
+
+
+def test_the_actor_is_deployed_once_its_episodes_are_as_good():
+    model = agent()
+    model.learn(60)
+    for failures, deployed in ((1, "candidates"), (0, "actor")):
+        results = {"candidates": [1.0] * 4, "actor": [1.0] * 4 + [0.0] * failures}
+        model.pilots.results = {name: deque(values) for name, values in results.items()}
+        model.pilots.start(2, warming_up=True)  # what ends now is nobody's
+        finish_episodes(model)
+        assert model.deployed == deployed
+
+
+def finish_episodes(model: NoiseAliasedSAC) -> None:
+    """Both environments end their episode with a decision that the agent stores."""
+    obs = np.zeros((2, COND), np.float32)
+    info = {"chunk_length": 4, "chunk": np.zeros((4, 2)), "is_success": True, "terminal_observation": obs[0]}
+    model._store_transition(
+        model.replay_buffer, np.zeros((2, NOISE)), obs, np.zeros(2), np.ones(2, bool), [dict(info), dict(info)]
+    )
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_is_saved_whole_and_goes_on_learning(tmp_path):
+    model = agent(deploy="actor")
+    model.learn(100)
+    model.save(tmp_path / "agent.zip")
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    loaded = NoiseAliasedSAC.load(tmp_path / "agent.zip", env=toy_envs(bound=10.0), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "replay.pkl")
+    obs = model.env.reset()
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    for network in ("actor", "critic", "noise_critic"):
+        mine, theirs = (getattr(m.policy, network).optimizer.state_dict()["state"] for m in (model, loaded))
+        assert mine and all(torch.equal(mine[i]["exp_avg"], theirs[i]["exp_avg"]) for i in mine), network
+    assert loaded.replay_buffer.rows == model.replay_buffer.rows
+    updates = loaded._n_updates
+    loaded.learn(20, reset_num_timesteps=False)
+    assert loaded._n_updates > updates and loaded.replay_buffer.rows == model.replay_buffer.rows + 20
+
+
+def test_without_an_environment_the_actor_predicts_and_the_candidates_say_what_they_lack(tmp_path):
+    obs = np.zeros((3, COND), np.float32)
+    for deploy in ("actor", "candidates"):
+        model = agent(deploy=deploy)
+        model.save(tmp_path / f"{deploy}.zip")
+        loaded = NoiseAliasedSAC.load(tmp_path / f"{deploy}.zip", device="cpu")
+        if deploy == "actor":
+            assert (loaded.predict(obs, deterministic=True)[0] == 0).all(), "an untrained actor's mean"
+            continue
+        with pytest.raises(DsrlError, match="give it its steered environment"):
+            loaded.predict(obs)
+        loaded.set_env(toy_envs(n_envs=model.n_envs, bound=10.0))
+        assert loaded.predict(obs)[0].shape == (3, NOISE)
+
+
+def test_a_replay_buffer_of_another_shape_is_refused(tmp_path):
+    model, other = agent(pool_size=8), agent(pool_size=4, candidates=4)
+    model.learn(20)
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    with pytest.raises(DsrlError, match="this replay buffer has pools of 8, the agent needs 4"):
+        other.load_replay_buffer(tmp_path / "replay.pkl")
+    other.learn(20)
+    assert other.replay_buffer.pool_size == 4, "the refused buffer has not replaced its own"
+
+
+def test_an_environment_that_is_not_steered_is_refused():
+    with pytest.raises(DsrlError, match="wrap yours in SteeredVecEnv"):
+        agent(envs=gymnasium.make("Pendulum-v1"))
+
+
+def test_a_single_steered_environment_will_do():
+    env = ActionChunk(ObservationHistory(make_env(POLICY.spec.env), POLICY.spec.n_obs_steps), 4)
+    model = agent(envs=SteeredEnv(env, POLICY, NoiseSpace(POLICY.spec.noise_shape, 10.0)))
+    model.learn(60)
+    assert model.replay_buffer.rows == 60 and model._n_updates > 0
+
+
+# -- whole configurations ---------------------------------------------------------------------------------------------
+
+
+def test_the_reference_preset_trains():
+    config = preset("reference")
+    model = build(replace(config, na=replace(config.na, batch_size=16)))
+    model.learning_starts = 20
+    model.learn(40)
+    assert model.gradient_steps == 20 and model._n_updates >= 60
+    assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
+    assert not model.replay_buffer.pool_size and model.steering["squash"] and model.steering["activation"] == "tanh"
+    assert model.policy.critic.n_critics == model.policy.noise_critic.n_critics == 2
+
+
+@pytest.mark.parametrize("layout", [{"rows": 1}, {"rows": 2, "rest": "repeat"}, {"basis": 2}])
+def test_it_learns_in_smaller_noise_spaces(layout: dict):
+    model = build(FinetuneConfig(hidden_dims=(16,), na=NAConfig(batch_size=16, updates_per_env_step=0.25)), **layout)
+    model.learning_starts = 20
+    model.learn(40)
+    assert model._n_updates > 0 and np.isfinite(model.predict(model.env.reset())[0]).all()
+
+
+@pytest.mark.parametrize("actor", ["gaussian", "box"])
+def test_it_beats_the_base_policy_after_a_few_hundred_decisions(actor: str):
+    """Both its actor and its choice among candidates, each of which acts without the agent."""
+    settings = NAConfig(actor=actor, learning_rate=2e-3, updates_per_env_step=0.25, n_critics=2, batch_size=64)
+    model = build(FinetuneConfig(n_envs=4, hidden_dims=(32, 32), na=settings), n_envs=4)
+    model.learn(600, callback=WarmUp(30))
+    base = evaluate_in_env(POLICY, episodes=60, seed=5).success_rate
+    for deployed in ("actor", "candidates"):
+        steered = steered_from_state(POLICY, model.policy.state_dict(), {**model.steering, "deployed": deployed})
+        result = evaluate_in_env(steered, episodes=60, seed=5, noise_scale=steered.acting_scale)
+        assert result.success_rate >= base + 0.2, deployed
