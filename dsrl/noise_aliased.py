@@ -191,13 +191,22 @@ class NoiseAliasedSAC(SAC):
         if self.env is not None and self.replay_buffer is not None:
             self.replay_buffer.decoder = self.draw_pool
 
+    def new_buffer(self, rows: int) -> SteeringReplayBuffer:
+        """An empty buffer of the kind that this agent learns from, such as :meth:`use_demonstrations` takes."""
+        assert self.replay_buffer_kwargs is not None
+        buffer = SteeringReplayBuffer(
+            rows, self.observation_space, self.action_space, self.device, **self.replay_buffer_kwargs
+        )
+        buffer.decoder = self.draw_pool
+        return buffer
+
     def use_demonstrations(
         self, buffer: SteeringReplayBuffer, mix: DemoMix = "prefill", share: float = 0.5, decisions: int = 1
     ) -> None:
         """Learn from these transitions too; their noise need not be known.
 
         Args:
-            buffer: as long as it lives, its decoder must be this agent's :meth:`draw_pool`.
+            buffer: from :meth:`new_buffer`.
             mix: ``prefill``: as if they stood in the replay buffer from the start, so their share falls as it fills.
                 ``ratio``: a fixed ``share`` of every batch. ``decay``: a share that falls to zero.
             share: of a batch.
