@@ -65,10 +65,10 @@ class FinetuneConfig:
     """train although the steerability check finds that noise space or bound break the base policy"""
     demos: Path | None = None
     """robomimic HDF5 file of demonstrations for NA's critics; their actions are played back first, as a check"""
-    demo_mix: Literal["prefill", "ratio", "decay"] = "prefill"
-    """prefill: as if they stood in the replay buffer from the start; ratio: a fixed share of every batch; decay: a
-    share that has fallen to zero at the end of the budget"""
-    demo_share: float = 0.5
+    demo_mix: Literal["prefill", "ratio", "decay"] = "ratio"
+    """ratio: a fixed share of every batch; decay: a share that has fallen to zero at the end of the budget; prefill: as
+    if they stood in the replay buffer from the start"""
+    demo_share: float = 0.25
     """of a batch, for ratio, and for decay at the start"""
     gamma: float = 0.97
     """discount per env step; about 1 - 1/T for a task that takes T env steps (Lift takes 30)"""

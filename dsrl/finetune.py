@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from gymnasium import Space
+from gymnasium.spaces import Box
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -15,12 +15,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import read_steered
 from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
-from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite
+from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite, last_good
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
 from dsrl.demos import decisions, fill, read_demos, replay_check
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError, LossNotFinite, RunFailed
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
@@ -73,6 +73,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
         console.print(f"base policy {path} on {env.id}, run folder {run_dir}")
         if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
+            assert isinstance(train_envs.action_space, Box)
             _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
         if config.probe_episodes:
             _check_steerability(config, policy, noise_space, eval_envs, console)
@@ -133,6 +134,8 @@ class _Run:
             )
         except KeyboardInterrupt:
             interrupted = True
+        except LossNotFinite as error:
+            raise RunFailed(f"{error}; {last_good(self.folder)}") from error
         except RunFailed:
             self._save()
             raise
@@ -225,7 +228,7 @@ def _show_demonstrations(
     model: NoiseAliasedSAC,
     policy: FrozenPolicy,
     env: EnvSpec,
-    action_space: Space,
+    action_space: Box,
     console: Console,
 ) -> None:
     """Give the agent's critics the demonstrations, once their actions have succeeded again.
