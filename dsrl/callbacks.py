@@ -104,15 +104,20 @@ class EnvSteps(BaseCallback):
 
 
 class WarmUp(BaseCallback):
-    """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy."""
+    """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy.
 
-    def __init__(self, episodes: int):
+    It takes half of the budget at most, so that something is left to steer.
+    """
+
+    def __init__(self, episodes: int, steps: EnvSteps):
         super().__init__()
-        self.left = episodes
+        self.left, self.steps = episodes, steps
 
     def _on_step(self) -> bool:
         if self.left > 0:
             self.left -= int(np.sum(self.locals["dones"]))
+            if 2 * self.steps.env_steps >= self.steps.budget:
+                self.left = 0
             if self.left <= 0 and hasattr(self.model, "learning_starts"):
                 # learning begins when the count of decisions is above it, steering when it is no longer below
                 self.model.learning_starts = self.num_timesteps - 1

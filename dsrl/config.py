@@ -54,7 +54,7 @@ class FinetuneConfig:
     total_env_steps: int = 8_000
     """budget of training in env steps, warm-up included, evaluation not"""
     warmup_episodes: int = 30
-    """first episodes, played by the base policy itself (PPO has none)"""
+    """first episodes, played by the base policy itself, half of the budget at most (PPO has none)"""
     n_envs: int = 4
     """training environments side by side"""
     bound: float | None = None

@@ -129,7 +129,7 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[WarmUp(self.config.warmup_episodes), self.steps, self.evaluation],
+                callback=[self.steps, WarmUp(self.config.warmup_episodes, self.steps), self.evaluation],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
