@@ -1,6 +1,6 @@
-"""The README's table: ``dsrl finetune`` as it is, over seeds, for SAC and PPO.
+"""The README's table: ``dsrl finetune`` as it is, over seeds, for NA, SAC or PPO.
 
-``python benchmarks/default_run.py --algo sac --seeds 0 1 2`` writes ``benchmarks/results/default_<algo>.csv`` (every
+``python benchmarks/default_run.py --algo na --seeds 0 1 2`` writes ``benchmarks/results/default_<algo>.csv`` (every
 policy of every seed on its 100 fresh episodes) and ``default_<algo>.png``. A run that is already there is not repeated.
 """
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).with_name("results")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--algo", choices=["sac", "ppo"], default="sac")
+    parser.add_argument("--algo", choices=["na", "sac", "ppo"], default="na")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     args, flags = parser.parse_known_args()

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import steered_from_state
-from dsrl.errors import RunFailed
+from dsrl.errors import LossNotFinite
 from dsrl.evaluate import Evaluation, evaluate
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy
@@ -104,15 +104,20 @@ class EnvSteps(BaseCallback):
 
 
 class WarmUp(BaseCallback):
-    """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy."""
+    """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy.
 
-    def __init__(self, episodes: int):
+    It takes half of the budget at most, so that something is left to steer.
+    """
+
+    def __init__(self, episodes: int, steps: EnvSteps):
         super().__init__()
-        self.left = episodes
+        self.left, self.steps = episodes, steps
 
     def _on_step(self) -> bool:
         if self.left > 0:
             self.left -= int(np.sum(self.locals["dones"]))
+            if 2 * self.steps.env_steps >= self.steps.budget:
+                self.left = 0
             if self.left <= 0 and hasattr(self.model, "learning_starts"):
                 # learning begins when the count of decisions is above it, steering when it is no longer below
                 self.model.learning_starts = self.num_timesteps - 1
@@ -158,7 +163,9 @@ class SteeringEvaluation(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # as soon as something has been learned, before the first steered decision
-        if self.scored_at < 0 and getattr(self.model, "_n_updates", 0):
+        if self.scored_at < 0 and getattr(self.model, "_n_updates", False):
+            # the next point of the grid that is not just ahead
+            self._due = self.interval * int(np.ceil(self.steps.env_steps / self.interval + 0.5))
             with self.watch:
                 self.score()
 
@@ -205,5 +212,10 @@ class SteeringEvaluation(BaseCallback):
 def check_finite(model: Any, folder: RunFolder) -> None:
     """Stop a run whose networks have gone to NaN, naming the last good agent."""
     if not all(torch.isfinite(parameter).all() for parameter in model.policy.parameters()):
-        kept = folder.best if folder.best.exists() else "none was saved yet"
-        raise RunFailed(f"the agent's weights are no longer finite; the last good agent is kept: {kept}")
+        raise LossNotFinite(f"the agent's weights are no longer finite; {last_good(folder)}")
+
+
+def last_good(folder: RunFolder) -> str:
+    """Which agent is left when the present one is not worth keeping."""
+    latest = folder.checkpoints / "latest.zip"
+    return f"the last good agent is kept: {latest if latest.exists() else 'none was saved yet'}"

@@ -54,7 +54,7 @@ class FinetuneConfig:
     total_env_steps: int = 8_000
     """budget of training in env steps, warm-up included, evaluation not"""
     warmup_episodes: int = 30
-    """first episodes, played by the base policy itself (PPO has none)"""
+    """first episodes, played by the base policy itself, half of the budget at most (PPO has none)"""
     n_envs: int = 4
     """training environments side by side"""
     bound: float | None = None
@@ -63,6 +63,13 @@ class FinetuneConfig:
     noise: NoiseSpaceConfig = field(default_factory=NoiseSpaceConfig)
     accept_noise_space: bool = False
     """train although the steerability check finds that noise space or bound break the base policy"""
+    demos: Path | None = None
+    """robomimic HDF5 file of demonstrations for NA's critics; their actions are played back first, as a check"""
+    demo_mix: Literal["prefill", "ratio", "decay"] = "ratio"
+    """ratio: a fixed share of every batch; decay: a share that has fallen to zero at the end of the budget; prefill: as
+    if they stood in the replay buffer from the start"""
+    demo_share: float = 0.25
+    """of a batch, for ratio, and for decay at the start"""
     gamma: float = 0.97
     """discount per env step; about 1 - 1/T for a task that takes T env steps (Lift takes 30)"""
     reward: Reward = "auto"
@@ -105,6 +112,10 @@ class FinetuneConfig:
             _check_bound(self.bound)
         if not 0 < self.gamma <= 1:
             raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
+        if self.demos is not None and self.algo != "na":
+            raise DsrlError(f"--demos is for --algo na: demonstrations have no noise, which {self.algo} learns from")
+        if not 0 < self.demo_share <= 1:
+            raise DsrlError(f"--demo-share is {self.demo_share}; it is a share of a batch, in (0, 1]")
         if self.warmup_episodes < 1:
             raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
 

@@ -22,6 +22,10 @@ class SimulatorFailed(DsrlError):
     exit_code = 1
 
 
+class LossNotFinite(RunFailed):
+    """A loss has gone to NaN or infinity: what the networks hold now is worthless."""
+
+
 def nearest(word: str, known: "list[str] | tuple[str, ...]") -> str:
     """``" Did you mean 'robosuite/Lift'?"``, or an empty string when nothing is near."""
     from difflib import get_close_matches

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from gymnasium.spaces import Box
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -14,14 +15,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import read_steered
 from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
-from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite
+from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite, last_good
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
+from dsrl.demos import decisions, fill, read_demos, replay_check
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError, LossNotFinite, RunFailed
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
+from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy
@@ -69,6 +72,9 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
         console.print(f"base policy {path} on {env.id}, run folder {run_dir}")
+        if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
+            assert isinstance(train_envs.action_space, Box)
+            _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
         if config.probe_episodes:
             _check_steerability(config, policy, noise_space, eval_envs, console)
         folder = RunFolder.create(
@@ -123,11 +129,13 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[WarmUp(self.config.warmup_episodes), self.steps, self.evaluation],
+                callback=[self.steps, WarmUp(self.config.warmup_episodes, self.steps), self.evaluation],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
             interrupted = True
+        except LossNotFinite as error:
+            raise RunFailed(f"{error}; {last_good(self.folder)}") from error
         except RunFailed:
             self._save()
             raise
@@ -213,6 +221,30 @@ def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
     # stable-baselines3 has just seeded the environments with the seed of the networks
     envs.seed(first_seed(_TRAIN, config))
     return model
+
+
+def _show_demonstrations(
+    config: FinetuneConfig,
+    model: NoiseAliasedSAC,
+    policy: FrozenPolicy,
+    env: EnvSpec,
+    action_space: Box,
+    console: Console,
+) -> None:
+    """Give the agent's critics the demonstrations, once their actions have succeeded again.
+
+    Raises:
+        DsrlError: when they do not fit the policy or the environment, or fail when they are played back.
+    """
+    assert config.demos is not None
+    data = read_demos(config.demos, policy, env)
+    replay_check(data, env, console=console)
+    cut = decisions(data, policy, discount_inside(config), config.reward, action_space=action_space)
+    buffer = model.new_buffer(len(cut))
+    fill(buffer, cut)
+    budget = config.total_env_steps // policy.spec.n_action_steps
+    model.use_demonstrations(buffer, config.demo_mix, config.demo_share, budget)
+    console.print(f"{len(data)} demonstrations, {len(cut)} decisions, for the critics")
 
 
 def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dsrl.critics import Reduction, reduce_q
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.pilots import ACTOR, CANDIDATES, EXPLORE, Pilots
 from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples, join
@@ -138,6 +138,7 @@ class NoiseAliasedSAC(SAC):
         self.clip_prior, self.deploy = clip_prior, deploy
         self.deployed = "actor" if deploy == "actor" else "candidates"
         self.pilots = Pilots()
+        self.base_policy_sha256 = ""
         self._actor_updates = 0
         self.demo_buffer: SteeringReplayBuffer | None = None
         self.demo_mix: DemoMix = "prefill"
@@ -187,9 +188,30 @@ class NoiseAliasedSAC(SAC):
         self._attach()
 
     def _attach(self) -> None:
-        """Give the buffer the way to decode, which is not saved with it."""
-        if self.env is not None and self.replay_buffer is not None:
-            self.replay_buffer.decoder = self.draw_pool
+        """Give the buffer the way to decode, which is not saved with it.
+
+        Raises:
+            DsrlError: when the environment is steered by another base policy than the one of this agent.
+        """
+        if self.env is None or self.replay_buffer is None:
+            return
+        sha256 = self._steering().policy.spec.sha256
+        if self.base_policy_sha256 not in ("", sha256):
+            raise DsrlError(
+                f"this agent steers the base policy {self.base_policy_sha256[:12]}, the environment has {sha256[:12]}; "
+                "an agent's noise means nothing to another policy"
+            )
+        self.base_policy_sha256 = sha256
+        self.replay_buffer.decoder = self.draw_pool
+
+    def new_buffer(self, rows: int) -> SteeringReplayBuffer:
+        """An empty buffer of the kind that this agent learns from, such as :meth:`use_demonstrations` takes."""
+        assert self.replay_buffer_kwargs is not None
+        buffer = SteeringReplayBuffer(
+            rows, self.observation_space, self.action_space, self.device, **self.replay_buffer_kwargs
+        )
+        buffer.decoder = self.draw_pool
+        return buffer
 
     def use_demonstrations(
         self, buffer: SteeringReplayBuffer, mix: DemoMix = "prefill", share: float = 0.5, decisions: int = 1
@@ -197,7 +219,7 @@ class NoiseAliasedSAC(SAC):
         """Learn from these transitions too; their noise need not be known.
 
         Args:
-            buffer: as long as it lives, its decoder must be this agent's :meth:`draw_pool`.
+            buffer: from :meth:`new_buffer`.
             mix: ``prefill``: as if they stood in the replay buffer from the start, so their share falls as it fills.
                 ``ratio``: a fixed ``share`` of every batch. ``decay``: a share that falls to zero.
             share: of a batch.
@@ -366,7 +388,7 @@ class NoiseAliasedSAC(SAC):
         for name, value in log.read().items():
             self.logger.record(f"train/{name}", value)
             if not np.isfinite(value):
-                raise RunFailed(f"train/{name} is {value} after {self._n_updates} gradient steps")
+                raise LossNotFinite(f"train/{name} is {value} after {self._n_updates} gradient steps")
 
     def _update(self, batch_size: int, log: _Means, *, fit: bool = False, actor: bool = True) -> None:
         batch = self._batch(batch_size, ends=fit)

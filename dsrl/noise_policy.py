@@ -69,7 +69,7 @@ class NoiseAliasedPolicy(SACPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         cond_dim, noise_dim = (int(np.prod(s.shape)) for s in (self.observation_space, self.action_space))  # type: ignore[arg-type]
-        n_critics = self.critic_kwargs["n_critics"]
+        n_critics = int(self.critic_kwargs["n_critics"])  # type: ignore[call-overload]
         self.actor = NoiseActor(
             {
                 "sizes": [cond_dim, *self.hidden_dims],

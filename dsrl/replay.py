@@ -306,7 +306,7 @@ class SteeringReplayBuffer(ReplayBuffer):
     def _pool_of(self, column: Mapping[str, Tensor], name: str) -> Pool | None:
         return Pool(column[f"{name}_actions"], column[f"{name}_chunks"]) if self.pool_size else None
 
-    def _normal(self, normalize: Callable[[np.ndarray], np.ndarray], values: Tensor) -> Tensor:
+    def _normal(self, normalize: Callable[[Any], Any], values: Tensor) -> Tensor:
         return torch.as_tensor(normalize(values.cpu().numpy()), dtype=torch.float32, device=self.device)
 
 

@@ -119,6 +119,8 @@ class SelectingPolicy(SteeredPolicy):
 
     kind = "selecting"
     acting_scale = 1.0
+    low: Tensor
+    high: Tensor
 
     def __init__(self, base: FrozenPolicy, actor: NoiseActor, critic: CriticEnsemble, choice: Mapping[str, Any]):
         super().__init__(base, actor)

@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-policy", type=Path, help="checkpoint of the policy to steer")
     parser.add_argument("--env", help="left out: the environment that the checkpoint was made for")
-    parser.add_argument("--total-env-steps", type=int, default=14_000)
+    parser.add_argument("--total-env-steps", type=int, default=8_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-episodes", type=int, default=50)
     parser.add_argument("--run-dir", type=Path, help="left out: a new folder in runs/")
@@ -30,7 +30,7 @@ def main() -> None:
         seed=args.seed,
         total_env_steps=args.total_env_steps,
         # the base policy plays these first: the agent learns from them before it acts
-        warmup_env_steps=min(3_000, args.total_env_steps // 4),
+        warmup_episodes=30,
         eval_interval=max(1, args.total_env_steps // 8),
         eval_episodes=args.eval_episodes,
         final_episodes=2 * args.eval_episodes,
