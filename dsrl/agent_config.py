@@ -77,7 +77,14 @@ class NAConfig:
     """as published: nothing is worth anything after a time limit"""
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "n_critics", "buffer_size", "distill_noises")
+        positive(self, "batch_size", "n_critics", "buffer_size", "distill_noises", "candidates", prefix="na.")
+        for name in ("pool_size", "fit_updates", "fit_actor_updates", "distill_after"):
+            if getattr(self, name) < 0:
+                raise DsrlError(f"--na.{name.replace('_', '-')} is {getattr(self, name)}; it is a number, 0 for none")
+        if not 0 < self.tau <= 1:
+            raise DsrlError(f"--na.tau is {self.tau}; it is a share in (0, 1]")
+        if not 0 <= self.average_decay < 1:
+            raise DsrlError(f"--na.average-decay is {self.average_decay}; with 1 nothing is ever learned")
         _number_or_auto(self, "na", "ent_coef")
         if self.backup != "actor" and not self.pool_size:
             raise DsrlError(
@@ -112,7 +119,7 @@ class SACConfig:
     """decisions that are kept"""
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "n_critics", "buffer_size")
+        positive(self, "batch_size", "n_critics", "buffer_size", prefix="sac.")
         _number_or_auto(self, "sac", "ent_coef", "target_entropy")
 
 
@@ -138,10 +145,10 @@ class PPOConfig:
     """stops the epochs of an update early: a noise of 28 dimensions moves fast"""
 
     def __post_init__(self) -> None:
-        positive(self, "rollout_env_steps", "batch_size", "n_epochs")
+        positive(self, "rollout_env_steps", "batch_size", "n_epochs", prefix="ppo.")
 
 
-def positive(config: Any, *names: str) -> None:
+def positive(config: Any, *names: str, prefix: str = "") -> None:
     """Check that these settings are at least 1.
 
     Raises:
@@ -149,7 +156,7 @@ def positive(config: Any, *names: str) -> None:
     """
     for name in names:
         if getattr(config, name) < 1:
-            raise DsrlError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+            raise DsrlError(f"--{prefix}{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
 
 
 def _number_or_auto(config: Any, prefix: str, *names: str) -> None:

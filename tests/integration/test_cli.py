@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.integration]
 
 LEARN = ["--warmup-episodes", 8, "--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
 LEARN += ["--final-repeats", 1, "--probe-episodes", 0, "--hidden-dims", 32, 32, "--device", "cpu"]
+LEARN += ["--na.updates-per-env-step", 0.25, "--na.fit-updates", 20, "--na.fit-actor-updates", 20]
 
 
 class Evil:
@@ -122,7 +123,9 @@ def test_an_unknown_command_names_the_nearest(dsrl):
         (["--bound", 0], "--bound is 0.0; it must be positive"),
         (["--bound", "nan"], "--bound is nan; it must be positive"),
         (["--gamma", 1.5], "--gamma is 1.5"),
-        (["--total-env-steps", 100], "nothing would be left to steer"),
+        (["--warmup-episodes", 0], "--warmup-episodes is 0"),
+        (["--na.pool-size", 0], "--na.backup max needs a pool"),
+        (["--preset", "refrence"], "Did you mean 'reference'?"),
         (["--n-envs", 0], "--n-envs is 0"),
     ],
 )
@@ -230,7 +233,7 @@ def test_an_interruption_keeps_what_was_learned(toy_checkpoint, dsrl, tmp_path, 
 
 def test_an_interruption_before_the_first_evaluation_keeps_the_last_agent(toy_checkpoint, dsrl, tmp_path):
     run = tmp_path / "run"
-    flags = ["--base-policy", toy_checkpoint, "--run-dir", run, *LEARN, "--eval-interval", 900_000]
+    flags = ["--base-policy", toy_checkpoint, "--run-dir", run, *LEARN, "--warmup-episodes", 900_000]
     command = dsrl_command("finetune", *flags, "--total-env-steps", 1_000_000)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=quiet()["env"]) as process:
         try:
@@ -240,8 +243,8 @@ def test_an_interruption_before_the_first_evaluation_keeps_the_last_agent(toy_ch
         finally:
             process.kill()
     assert process.returncode == 130
-    refused(dsrl("evaluate", run), "ended before its first evaluation", "--agent final")
-    assert dsrl("evaluate", run, "--agent", "final", "--episodes", 2).returncode == 0
+    refused(dsrl("evaluate", run, "--agent", "best"), "ended before it had a best.zip", "--agent final")
+    assert dsrl("evaluate", run, "--episodes", 2).returncode == 0
 
 
 SIMULATOR = """
@@ -308,11 +311,11 @@ def test_help_lists_the_commands(dsrl):
 
 
 def table(run):
-    """``evaluations.csv`` without its column of times; empty when there is none yet."""
+    """``evaluations.csv`` without its columns of times; empty when there is none yet."""
     if not (run / "evaluations.csv").is_file():
         return []
     with (run / "evaluations.csv").open(newline="") as file:
-        return [{**row, "wall_seconds": ""} for row in csv.DictReader(file)]
+        return [{**row, "wall_seconds": "", "cpu_seconds": ""} for row in csv.DictReader(file)]
 
 
 def wait_until(condition, seconds=120):

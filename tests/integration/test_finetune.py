@@ -15,7 +15,7 @@ from stable_baselines3 import PPO, SAC
 
 from dsrl.actor_file import read_actor
 from dsrl.commands import load_run
-from dsrl.config import FinetuneConfig, PPOConfig, SACConfig, finetune_config
+from dsrl.config import FinetuneConfig, NAConfig, PPOConfig, SACConfig, finetune_config
 from dsrl.errors import DsrlError
 from dsrl.evaluate import evaluate, evaluate_in_env
 from dsrl.finetune import finetune
@@ -37,6 +37,7 @@ COLUMNS = [
     "mean_return",
     "mean_length",
     "wall_seconds",
+    "cpu_seconds",
 ]
 FILES = {
     "config.yaml",
@@ -58,6 +59,7 @@ def settings(checkpoint, run_dir, **changes):
     config = FinetuneConfig(
         base_policy=checkpoint,
         run_dir=run_dir,
+        algo="sac",
         total_env_steps=6000,
         warmup_episodes=30,
         eval_interval=2000,
@@ -67,6 +69,7 @@ def settings(checkpoint, run_dir, **changes):
         probe_episodes=4,
         hidden_dims=(64, 64),
         device="cpu",
+        na=NAConfig(learning_rate=1e-3, updates_per_env_step=0.25, n_critics=2, batch_size=64),
         sac=SACConfig(learning_rate=1e-3, updates_per_env_step=0.5),
     )
     return replace(config, **changes)
@@ -93,6 +96,12 @@ def sac_run(base_copy, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def na_run(base_copy, tmp_path_factory):
+    config = settings(base_copy, tmp_path_factory.mktemp("runs") / "na", algo="na", total_env_steps=3000)
+    return finetune(replace(config, eval_interval=1000), QUIET)
+
+
+@pytest.fixture(scope="module")
 def other_policy(toy_checkpoint, tmp_path_factory):
     """The base policy with one weight moved."""
     checkpoint = torch.load(toy_checkpoint, weights_only=True)
@@ -112,10 +121,27 @@ def names(run_dir):
     return {entry.name for entry in run_dir.iterdir()}
 
 
-def test_steering_beats_the_base_policy(sac_run):
-    difference, low, _, _ = sac_run.comparison.gain()
+@pytest.mark.parametrize("name", ["sac_run", "na_run"])
+def test_steering_beats_the_base_policy(request, name):
+    comparison = request.getfixturevalue(name).comparison
+    difference, low, _, _ = comparison.gain()
     assert difference >= 0.3 and low > 0
-    assert sac_run.comparison.steered.success_rate > max(e.success_rate for e in sac_run.comparison.controls)
+    assert comparison.steered.success_rate > max(e.success_rate for e in comparison.controls)
+
+
+def test_the_noise_aliased_agent_is_scored_before_it_steers_and_leaves_the_same_files(na_run):
+    assert names(na_run.run_dir) == FILES
+    base, first, *later = rows(na_run.run_dir)
+    assert base["policy"] == "base" and 0 < int(first["env_steps"]) <= 1500 and int(later[-1]["env_steps"]) >= 3000
+    metrics = RunFolder.open(na_run.run_dir).read_metrics()[-1]
+    assert {"train/distill_loss", "train/divergence", "rollout/actor", "rollout/candidates"} <= metrics.keys()
+
+
+def test_a_warm_up_as_long_as_the_budget_leaves_half_of_it_to_steer(toy_policy, tmp_path):
+    checkpoint = save_policy(toy_policy, tmp_path / "toy.pt")
+    finetune(short(checkpoint, tmp_path / "run", algo="na", warmup_episodes=500), QUIET)
+    steps = [int(row["env_steps"]) for row in rows(tmp_path / "run")]
+    assert steps[0] == 0 and 300 <= steps[1] < 350 and steps[-1] >= 600
 
 
 def test_the_run_folder_is_complete(sac_run, base_copy):
@@ -139,7 +165,7 @@ def test_the_table_of_evaluations_starts_with_the_base_policy(sac_run):
     assert (table[0]["policy"], table[0]["env_steps"], table[0]["deterministic"]) == ("base", "0", "False")
     assert {(row["policy"], row["deterministic"]) for row in table[1:]} == {("steered", "True")}
     steps = [int(row["env_steps"]) for row in table]
-    assert steps == sorted(steps) and steps[-1] >= 6000 and len(table) == 4
+    assert steps == sorted(steps) and steps[-1] >= 6000 and len(table) == 5
     assert {row["episodes"] for row in table} == {"40"}
     assert all(float(r["success_low"]) <= float(r["success_rate"]) <= float(r["success_high"]) for r in table)
 
@@ -234,13 +260,23 @@ def test_evaluate_scores_base_and_steered_on_the_same_episodes(sac_run, dsrl, tm
     numbers = json.loads(report.read_text())
     by_name = {row["policy"]: row for row in numbers["rows"]}
     assert {row["episodes"] for row in numbers["rows"]} == {30} and numbers["seed"] == 777
-    steered, _ = load_run(sac_run.run_dir, "best", "cpu")
+    steered, _ = load_run(sac_run.run_dir, "final", "cpu")
     for policy, name, scale in ((steered.base, "base, N(0, I)", 1.0), (steered, "steered", 0.0)):
         alone = evaluate_in_env(policy, episodes=30, seed=777, noise_scale=scale)
         assert alone.success_rate == pytest.approx(by_name[name]["success_rate"])
     assert numbers["paired"]["difference"] == pytest.approx(
         by_name["steered"]["success_rate"] - by_name["base, N(0, I)"]["success_rate"]
     )
+
+
+def test_an_exported_choice_among_candidates_acts_as_the_run_did(na_run, dsrl, tmp_path):
+    done = dsrl("export", na_run.run_dir, tmp_path / "steered.pt")
+    assert done.returncode == 0, done.stderr
+    steered, loaded = load_run(na_run.run_dir, "final", "cpu")[0], load_policy(tmp_path / "steered.pt", device="cpu")
+    assert loaded.kind == steered.kind
+    scale = loaded.acting_scale
+    runs = [evaluate_in_env(policy, episodes=20, seed=55, noise_scale=scale) for policy in (steered, loaded)]
+    np.testing.assert_array_equal(runs[0].lengths, runs[1].lengths)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +288,7 @@ def exported(sac_run, dsrl, tmp_path_factory):
 
 
 def test_an_exported_policy_acts_as_the_run_did(sac_run, exported):
-    steered, loaded = load_run(sac_run.run_dir, "best", "cpu")[0], load_policy(exported, device="cpu")
+    steered, loaded = load_run(sac_run.run_dir, "final", "cpu")[0], load_policy(exported, device="cpu")
     obs = np.random.default_rng(0).uniform(-1, 1, (6, 1, 4)).astype(np.float32)
     chunks = loaded.predict(obs)
     assert chunks.shape == (6, 4, 2) and loaded.predict(obs[0]).shape == (4, 2)
@@ -293,12 +329,12 @@ def test_ppo_writes_the_same_files(toy_checkpoint, tmp_path):
     assert rows(result.run_dir)[0]["policy"] == "base"
 
 
-@pytest.mark.parametrize("algo", ["sac", "ppo"])
+@pytest.mark.parametrize("algo", ["na", "sac", "ppo"])
 def test_the_same_seed_gives_the_same_run(toy_checkpoint, tmp_path, algo):
     tables = []
     for name in ("first", "second"):
         config = short(toy_checkpoint, tmp_path / name, algo=algo, seed=3)
         config = replace(config, ppo=PPOConfig(rollout_env_steps=256, batch_size=32, n_epochs=2))
         finetune(config, QUIET)
-        tables.append([{**row, "wall_seconds": ""} for row in rows(tmp_path / name)])
+        tables.append([{**row, "wall_seconds": "", "cpu_seconds": ""} for row in rows(tmp_path / name)])
     assert tables[0] == tables[1] and len(tables[0]) >= 3

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from na_agents import COND, NOISE, POLICY, agent, build, toy_envs
+from rich.console import Console
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from dsrl.actor_file import steered_from_state
-from dsrl.callbacks import WarmUp
+from dsrl.callbacks import EnvSteps, StopWatch, WarmUp
 from dsrl.config import FinetuneConfig, NAConfig
-from dsrl.errors import DsrlError
+from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.evaluate import evaluate_in_env
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.presets import preset
+from dsrl.pretrained.toy import ToyPolicy
 from dsrl.wrappers import ActionChunk, ObservationHistory, SteeredEnv, make_env
 
 # -- acting -----------------------------------------------------------------------------------------------------------
@@ -116,6 +119,26 @@ def test_a_replay_buffer_of_another_shape_is_refused(tmp_path):
     assert other.replay_buffer.pool_size == 4, "the refused buffer has not replaced its own"
 
 
+def test_an_environment_of_another_base_policy_is_refused(tmp_path):
+    other = ToyPolicy()
+    other.spec = replace(other.spec, sha256="f" * 64)
+    model = agent()
+    with pytest.raises(DsrlError, match=r"the environment has ffffffffffff; .* means nothing to another policy"):
+        model.set_env(toy_envs(bound=10.0, policy=other))
+    model.save(tmp_path / "agent.zip")
+    with pytest.raises(DsrlError, match="means nothing to another policy"):
+        NoiseAliasedSAC.load(tmp_path / "agent.zip", env=toy_envs(bound=10.0, policy=other), device="cpu")
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_by_name():
+    model = agent()
+    model.learn(60)
+    with torch.no_grad():
+        model.critic.weights[0][0, 0, 0] = float("nan")
+    with pytest.raises(LossNotFinite, match=r"train/\w+ is nan after \d+ gradient steps"):
+        model.train(1, 16)
+
+
 def test_an_environment_that_is_not_steered_is_refused():
     with pytest.raises(DsrlError, match="wrap yours in SteeredVecEnv"):
         agent(envs=gymnasium.make("Pendulum-v1"))
@@ -142,6 +165,22 @@ def test_the_reference_preset_trains():
     assert model.policy.critic.n_critics == model.policy.noise_critic.n_critics == 2
 
 
+@pytest.mark.parametrize(("episodes", "budget"), [(5, 10_000), (1000, 400)])
+def test_the_warm_up_ends_after_its_episodes_or_with_half_of_the_budget(episodes: int, budget: int):
+    model = agent(learning_starts=10**9)
+    steps = EnvSteps(budget, StopWatch(), Console(quiet=True))
+    ended, played = [], []
+
+    def watch(local: dict, _: dict) -> bool:
+        ended.append(int(local["dones"].sum()))
+        played.append(steps.env_steps)
+        return model.learning_starts == 10**9
+
+    model.learn(2000, callback=[steps, WarmUp(episodes, steps), ConvertCallback(watch)])
+    over_before, over = sum(ended[:-1]) >= episodes, sum(ended) >= episodes
+    assert not over_before and over != (played[-1] * 2 >= budget) and played[-2] * 2 < budget
+
+
 @pytest.mark.parametrize("layout", [{"rows": 1}, {"rows": 2, "rest": "repeat"}, {"basis": 2}])
 def test_it_learns_in_smaller_noise_spaces(layout: dict):
     model = build(FinetuneConfig(hidden_dims=(16,), na=NAConfig(batch_size=16, updates_per_env_step=0.25)), **layout)
@@ -155,7 +194,8 @@ def test_it_beats_the_base_policy_after_a_few_hundred_decisions(actor: str):
     """Both its actor and its choice among candidates, each of which acts without the agent."""
     settings = NAConfig(actor=actor, learning_rate=2e-3, updates_per_env_step=0.25, n_critics=2, batch_size=64)
     model = build(FinetuneConfig(n_envs=4, hidden_dims=(32, 32), na=settings), n_envs=4)
-    model.learn(600, callback=WarmUp(30))
+    steps = EnvSteps(2400, StopWatch(), Console(quiet=True))
+    model.learn(600, callback=[steps, WarmUp(30, steps)])
     base = evaluate_in_env(POLICY, episodes=60, seed=5).success_rate
     for deployed in ("actor", "candidates"):
         steered = steered_from_state(POLICY, model.policy.state_dict(), {**model.steering, "deployed": deployed})
