@@ -81,12 +81,16 @@ class SteeredPolicy(nn.Module):
     def predict(
         self, obs: np.ndarray, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> np.ndarray:
-        """Act in the world: ``(To, Do)`` or ``(B, To, Do)`` in environment units -> ``(Ta, Da)`` or ``(B, Ta, Da)``."""
+        """Act in the world: ``(To, Do)`` or ``(B, To, Do)`` in environment units -> ``(Ta, Da)`` or ``(B, Ta, Da)``.
+
+        A choice among candidates draws them also when it is deterministic: zeros would leave it nothing to choose from.
+        """
         batch = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         single = batch.ndim == 2
         batch = batch[None] if single else batch
         shape = (len(batch), *self.spec.noise_shape)
-        eps = torch.zeros(shape) if deterministic else torch.randn(shape, generator=generator)
+        still = deterministic and not self.acting_scale
+        eps = torch.zeros(shape) if still else torch.randn(shape, generator=generator)
         chunk = self.sample(batch, eps.to(self.device)).cpu().numpy()
         return chunk[0] if single else chunk
 

@@ -208,11 +208,14 @@ def test_a_selecting_policy_plays_the_candidate_of_the_highest_pessimistic_value
     torch.testing.assert_close(policy.decode(cond, noise), torch.stack(played), atol=1e-5, rtol=1e-5)
 
 
-def test_a_selecting_policy_is_read_like_every_steered_one():
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_selecting_policy_always_draws_what_it_chooses_from(deterministic):
     policy = make_selecting(make_policy(CASES[0]))
-    obs, _ = make_inputs(policy.spec)
-    first, second = (policy.predict(obs.numpy(), False, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert first.shape == (8, 4, 3) and (first == second).all()
+    obs, noise = make_inputs(policy.spec)
+    drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(4))
+    chunk = policy.predict(obs.numpy(), deterministic, torch.Generator().manual_seed(4))
+    assert chunk.shape == (8, 4, 3) and (chunk == policy.sample(obs, drawn).numpy()).all()
+    assert policy.predict(obs[0].numpy(), deterministic).shape == (4, 3)
 
 
 def test_a_steered_file_without_a_noise_space_means_the_full_one(tmp_path):
