@@ -72,8 +72,8 @@ class Case(NamedTuple):
 CASES = (
     Case("mlp-128", MLP, 5, (128,) * 3, 256, 20, 7, {"exact": 1.25, "pooled": 2.5}),
     Case("mlp-128-8-steps", MLP, 8, (128,) * 3, 256, 20, 7, {"exact": 1.25, "pooled": 2.5}),
-    Case("mlp-2048", MLP, 5, (2048,) * 3, 256, 2, 7, {"exact": 1.1}),
-    Case("unet-128", UNET, 8, (128,) * 3, 64, 2, 2, {"pooled": 20.0}),
+    Case("mlp-2048", MLP, 5, (2048,) * 3, 256, 2, 5, {"exact": 1.1}),
+    Case("unet-128", UNET, 8, (128,) * 3, 32, 2, 2, {"pooled": 20.0}),
 )
 
 
