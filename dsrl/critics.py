@@ -62,7 +62,7 @@ class CriticEnsemble(nn.Module):
             rows = self(cond.repeat_interleave(per_obs, dim=0), action.flatten(0, 1))
             return rows.unflatten(1, (-1, per_obs))
         x = torch.cat([cond, action], dim=-1)
-        if not x.is_cuda and not torch.is_grad_enabled():
+        if x.is_cpu and not torch.is_grad_enabled():
             # one after the other they stay in the cache, and LayerNorm scales and shifts in the same pass
             return torch.stack([self._member(index, x) for index in range(self.n_critics)])
         h = x.expand(self.n_critics, -1, -1)
