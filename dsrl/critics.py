@@ -61,12 +61,26 @@ class CriticEnsemble(nn.Module):
             per_obs = action.shape[1]
             rows = self(cond.repeat_interleave(per_obs, dim=0), action.flatten(0, 1))
             return rows.unflatten(1, (-1, per_obs))
-        h = torch.cat([cond, action], dim=-1).expand(self.n_critics, -1, -1)
+        x = torch.cat([cond, action], dim=-1)
+        if x.is_cpu and not torch.is_grad_enabled():
+            # one after the other they stay in the cache, and LayerNorm scales and shifts in the same pass
+            return torch.stack([self._member(index, x) for index in range(self.n_critics)])
+        h = x.expand(self.n_critics, -1, -1)
         for index, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
             h = torch.baddbmm(self.biases[index], h, self.weights[index])
             h = torch.addcmul(shift, F.layer_norm(h, h.shape[-1:]), scale)
             h = self.activation(h)
         return torch.baddbmm(self.biases[-1], h, self.weights[-1]).squeeze(-1)
+
+    def _member(self, member: int, h: Tensor) -> Tensor:
+        """``(B, C + A)`` -> ``(B,)``: what the stacked pass gives, of one member."""
+        weights, biases, scales, shifts = (
+            [stacked[member] for stacked in each] for each in (self.weights, self.biases, self.scales, self.shifts)
+        )
+        for weight, bias, scale, shift in zip(weights, biases, scales, shifts, strict=False):
+            h = F.layer_norm(torch.addmm(bias, h, weight), scale.shape[-1:], scale[0], shift[0])
+            h = self.activation(h)
+        return torch.addmm(biases[-1], h, weights[-1]).squeeze(-1)
 
 
 def reduce_q(q: Tensor, how: Reduction) -> Tensor:

@@ -480,11 +480,12 @@ class NoiseAliasedSAC(SAC):
 
     def _actor_loss(self, batch: SteeringSamples, log: _Means) -> Tensor:
         noise, divergence = self.policy.sample_noise(batch.observations)
+        price = self._price()  # as in SAC, the one that the target has used: adapted after this step
         self._adapt_price(divergence.detach())
         q_w = self.policy.noise_critic(batch.observations, noise)
         value = reduce_q(q_w, self.critic_reduction) if self.distill_per_head else q_w.mean(dim=0)
-        log.add(divergence=divergence.detach().mean(), ent_coef=self._price())
-        return (self._price() * divergence - value).mean()
+        log.add(divergence=divergence.detach().mean(), ent_coef=price)
+        return (price * divergence - value).mean()
 
     def _price(self) -> Tensor:
         """Of a nat."""

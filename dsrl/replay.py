@@ -234,9 +234,13 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     def at(self, rows: Tensor, env: VecNormalize | None = None, *, ends: bool = False) -> SteeringSamples:
         """These transitions."""
-        last = self._columns["last"][rows].long()
-        at_end = {name: values[last] for name, values in self._columns.items() if ends and name.startswith("next_pool")}
-        column = {name: values[rows] for name, values in self._columns.items()}
+        last = self._columns["last"].index_select(0, rows).long()
+        at_end = {
+            name: values.index_select(0, last)
+            for name, values in self._columns.items()
+            if ends and name.startswith("next_pool")
+        }
+        column = {name: values.index_select(0, rows) for name, values in self._columns.items()}
         obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
         if env is not None:
             obs, next_obs = (self._normal(env.normalize_obs, values) for values in (obs, next_obs))
