@@ -4,7 +4,8 @@
 
 One thread, CPU time; all variants run in turn in one process. A gradient step counts with its share of distillation,
 which is published as 10 distillation steps after 20 gradient steps. The table, ``benchmarks/results/update.csv``, gives
-medians over the rounds and, in brackets, the smallest and the largest.
+medians over the rounds and, in brackets, the smallest and the largest. Of the wide networks and the U-Net only 2 + 1
+steps at a time are timed, so the time of a whole ``train()`` is left out there, and the U-Net's batch is 32.
 
 - reference: ``benchmarks/reference_update.py``.
 - exact: the preset ``reference`` of dsrl, on the same weights, batches and random numbers; ``loss_difference`` is the
@@ -147,7 +148,7 @@ def row(case: Case, variant: str, times: Sequence[Mapping[str, float]], differen
         "variant": variant,
         "rounds": case.rounds,
         "ms_per_gradient_step": spread(own, 2),
-        "ms_per_train": spread([GRADIENT_STEPS * ms for ms in own], 0),
+        "ms_per_train": spread([GRADIENT_STEPS * ms for ms in own], 0) if case.gradient_steps == GRADIENT_STEPS else "",
         "speed_up": spread(ratios, 2),
         "target": case.targets.get(variant, ""),
         "loss_difference": "" if difference is None else f"{difference:.1e}",
