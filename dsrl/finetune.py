@@ -140,9 +140,14 @@ class _Run:
             self._save()
             raise
         except Exception as error:
-            # a simulator that died must not cost what was learned
-            self._save()
-            raise RunFailed(f"training stopped: {error}. What was learned so far is in {self.folder.path}") from error
+            # Ctrl-C inside of torch.save comes out as the complaint of a zip file that was left half written
+            interrupted = was_interrupted(error)
+            if not interrupted:
+                # a simulator that died must not cost what was learned
+                self._save()
+                raise RunFailed(
+                    f"training stopped: {error}. What was learned so far is in {self.folder.path}"
+                ) from error
         finally:
             self.steps.stop()
         check_finite(self.model, self.folder)
@@ -250,6 +255,14 @@ def _show_demonstrations(
 def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / env.id.replace("/", "-") / config.algo / f"{stamp}_seed{config.seed}"
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error only followed from Ctrl-C or SIGTERM."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def first_seed(kind: int, config: FinetuneConfig) -> int:

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.integration]
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WITHOUT_CONFIG = {"debug", "help", "version", "config"}
+WITHOUT_CONFIG = {"debug", "help", "version", "config", "preset"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
