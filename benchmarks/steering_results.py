@@ -96,11 +96,9 @@ def _key(row: Row) -> Key:
 
 
 def _curve(key: Key, folder: Path) -> list[dict[str, Any]]:
-    """The base policy at env step 0, then the deterministic steered one."""
+    """The base policy at env step 0, then the steered one."""
     rows = []
     for row in read_rows(folder / "evaluations.csv"):
-        if row["policy"] != "base" and (row["policy"], row["deterministic"]) != ("steered", "True"):
-            continue
         entry = dict(zip(CURVE_COLUMNS, key, strict=False))
         entry |= {name: row.get(name, "") for name in CURVE_COLUMNS[3:]}
         rows.append(entry | {"low": row["success_low"], "high": row["success_high"]})

@@ -18,7 +18,7 @@ _BASE_COLOUR = "#6b6b6b"
 
 
 def learning_curve(rows: Rows, out: Path, title: str) -> None:
-    """Draw one run: deterministic steered policy bold, sampled thin, base policy flat, each with its Wilson interval.
+    """Draw one run: the steered policy and, flat, the base policy, each with its Wilson interval.
 
     Raises:
         RunFailed: when the picture cannot be written.
@@ -29,18 +29,13 @@ def learning_curve(rows: Rows, out: Path, title: str) -> None:
         first = base[0]
         axes.axhspan(first["success_low"], first["success_high"], color=_BASE_COLOUR, alpha=0.13, linewidth=0)
         _base_line(axes, first["success_rate"])
-    for deterministic, label, width in ((True, "steered", 2.4), (False, "steered, sampled", 1.0)):
-        curve = _steered(rows, deterministic)
-        if not curve:
-            continue
-        steps = [row["env_steps"] for row in curve]
+    curve = _steered(rows)
+    if curve:
+        steps, rates = _points(rows)
         low, high = ([row[name] for row in curve] for name in ("success_low", "success_high"))
-        colour = _COLOURS[0]
-        if deterministic:
-            axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
-        rates = [row["success_rate"] for row in curve]
+        axes.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.16, linewidth=0)
         # a marker each: a short run may have one point only
-        axes.plot(steps, rates, color=colour, linewidth=width, marker="o", markersize=1.8 * width, label=label)
+        axes.plot(steps, rates, color=_COLOURS[0], linewidth=2.4, marker="o", markersize=4.3, label="steered")
     _finish(figure, axes, out)
 
 
@@ -69,14 +64,14 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], out: Path, title: str) -
     _finish(figure, axes, out)
 
 
-def _steered(rows: Rows, deterministic: bool) -> list[Mapping[str, Any]]:
-    chosen = [row for row in rows if row["policy"] == "steered" and bool(row["deterministic"]) == deterministic]
-    return sorted(chosen, key=lambda row: row["env_steps"])
+def _steered(rows: Rows) -> list[Mapping[str, Any]]:
+    """What would have been deployed; an agent may change between its actor and a choice among random candidates."""
+    return sorted((row for row in rows if row["policy"] == "steered"), key=lambda row: row["env_steps"])
 
 
 def _points(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Env steps and success rates of one seed; of the sampled policy where there is no deterministic one."""
-    curve = _steered(rows, True) or _steered(rows, False)
+    """Env steps and success rates of one seed."""
+    curve = _steered(rows)
     return np.array([row["env_steps"] for row in curve]), np.array([row["success_rate"] for row in curve])
 
 
