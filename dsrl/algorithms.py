@@ -26,8 +26,6 @@ class Algorithm:
     """default half-width of the noise"""
     log_interval: int
     """SAC counts finished episodes between log entries, PPO roll-outs of thousands of env steps"""
-    takes_demos: bool = False
-    """demonstrations have chunks but no noise"""
 
 
 def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: Any) -> NoiseAliasedSAC:
@@ -95,9 +93,7 @@ def discount_inside(config: FinetuneConfig) -> float:
 
 
 ALGORITHMS = {
-    "na": Algorithm(
-        build_na, bound=lambda config: 1.5 if config.na.actor == "box" else 10.0, log_interval=10, takes_demos=True
-    ),
+    "na": Algorithm(build_na, bound=lambda config: 1.5 if config.na.actor == "box" else 10.0, log_interval=10),
     # the squashed actor starts near N(0, I) at 1.5, the Gaussian of PPO needs 3
     "sac": Algorithm(build_sac, bound=lambda _: 1.5, log_interval=10),
     "ppo": Algorithm(build_ppo, bound=lambda _: 3.0, log_interval=1),

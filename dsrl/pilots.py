@@ -26,20 +26,21 @@ class Pilots:
         self.window, self.trust = window, trust
         self.results: dict[str, deque[float]] = {}
         self._turn = 0
+        self._warming_up = True
         self._flying: list[str] = []
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
         """Who plays in each environment now; an episode of the warm-up is played to its end by whoever explores."""
         if len(self._flying) != n_envs:
             self._flying = [BASE] * n_envs
-        self._next = BASE if warming_up else None
+        self._warming_up = warming_up
         return [EXPLORE if pilot == BASE and not warming_up else pilot for pilot in self._flying]
 
     def landed(self, env: int, result: float) -> None:
         """The episode in this environment has ended."""
         self.results.setdefault(self._flying[env], deque(maxlen=self.window)).append(result)
-        if self._next:
-            self._flying[env] = self._next
+        if self._warming_up:
+            self._flying[env] = BASE
             return
         self._flying[env] = self.TURNS[self._turn % len(self.TURNS)]
         self._turn += 1
