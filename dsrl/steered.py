@@ -67,9 +67,7 @@ class SteeredPolicy(nn.Module):
         Raises:
             ValueError: when the noise has another shape.
         """
-        expected = (len(cond), *self.spec.noise_shape)
-        if noise.shape != expected:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {expected}")
+        self._check_noise(cond, noise)
         space = self.noise_space
         eps, rest = noise.split([space.size, space.rest_size], dim=-1)
         return self.base.decode(cond, space.to_noise(self.actor(cond, eps), rest))
@@ -93,6 +91,11 @@ class SteeredPolicy(nn.Module):
         eps = torch.zeros(shape) if still else torch.randn(shape, generator=generator)
         chunk = self.sample(batch, eps.to(self.device)).cpu().numpy()
         return chunk[0] if single else chunk
+
+    def _check_noise(self, cond: Tensor, noise: Tensor) -> None:
+        expected = (len(cond), *self.spec.noise_shape)
+        if noise.shape != expected:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {expected}")
 
     def config_dict(self) -> dict[str, Any]:
         """What rebuilds this policy beside its weights."""
@@ -141,9 +144,7 @@ class SelectingPolicy(SteeredPolicy):
         Raises:
             ValueError: when the noise has another shape.
         """
-        expected = (len(cond), *self.spec.noise_shape)
-        if noise.shape != expected:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {expected}")
+        self._check_noise(cond, noise)
         n, space = noise.shape[1], self.noise_space
         # 1. all candidates of all observations in one batch, inside the box that the agent knows
         action, rest = rearrange(noise, "b n d -> (b n) d").split([space.size, space.rest_size], dim=-1)
