@@ -234,13 +234,11 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     def at(self, rows: Tensor, env: VecNormalize | None = None, *, ends: bool = False) -> SteeringSamples:
         """These transitions."""
-        last = self._columns["last"].index_select(0, rows).long()
-        at_end = {
-            name: values.index_select(0, last)
-            for name, values in self._columns.items()
-            if ends and name.startswith("next_pool")
-        }
         column = {name: values.index_select(0, rows) for name, values in self._columns.items()}
+        at_end: dict[str, Tensor] = {}
+        if ends:
+            last = column["last"].long()
+            at_end = {name: v.index_select(0, last) for name, v in self._columns.items() if name.startswith("next_")}
         obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
         if env is not None:
             obs, next_obs = (self._normal(env.normalize_obs, values) for values in (obs, next_obs))
@@ -257,7 +255,7 @@ class SteeringReplayBuffer(ReplayBuffer):
             next_pool=self._pool_of(column, "next_pool"),
             earned=column["earned"][:, None],
             remaining=column["remaining"][:, None],
-            end_observations=self._columns["next_obs"][last] if ends else None,
+            end_observations=at_end["next_obs"] if ends else None,
             end_pool=self._pool_of(at_end, "next_pool") if ends else None,
         )
 
