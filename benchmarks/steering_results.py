@@ -10,6 +10,7 @@ import numpy as np
 from steering_table import level_of, markdown
 
 from dsrl.files import csv_text, read_rows, replacing, write_text
+from dsrl.plots import median_curve
 
 Key = tuple[str, str, int]
 """task, method, seed"""
@@ -174,7 +175,9 @@ def _panel(axes: Any, rows: Sequence[Row], level: float) -> dict[str, Any]:
         for steps, rates in lines:
             axes.plot(steps, rates, color=_COLOURS[method], linewidth=0.7, alpha=0.45)
         if lines:
-            handles[method] = axes.plot(*_median(lines), color=_COLOURS[method], linewidth=2.4)[0]
+            handles[method] = axes.plot(
+                *median_curve([(steps, rates) for steps, rates in lines]), color=_COLOURS[method], linewidth=2.4
+            )[0]
         if method != "ppo" or not end:  # whose budget would squeeze the others
             end = max([end, *(steps[-1] for steps, _ in lines)])
     for line in axes.lines:
@@ -187,11 +190,3 @@ def _panel(axes: Any, rows: Sequence[Row], level: float) -> dict[str, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     return handles
-
-
-def _median(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Over seeds that were evaluated at slightly different env steps: interpolated, where all of them have values."""
-    first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
-    grid = np.unique(np.concatenate([steps for steps, _ in curves]))
-    grid = grid[(grid >= first) & (grid <= last)]
-    return grid, np.median([np.interp(grid, steps, rates) for steps, rates in curves], axis=0)

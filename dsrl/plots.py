@@ -60,7 +60,7 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], out: Path, title: str) -
             axes.plot(steps, rates, color=colour, linewidth=0.8, alpha=0.45)
         if curves:
             name = f"{label}, median of {len(curves)} seeds" if len(curves) > 1 else label
-            axes.plot(*_median(curves), color=colour, linewidth=2.6, label=name)
+            axes.plot(*median_curve(curves), color=colour, linewidth=2.6, label=name)
     _finish(figure, axes, out)
 
 
@@ -75,7 +75,7 @@ def _points(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row["env_steps"] for row in curve]), np.array([row["success_rate"] for row in curve])
 
 
-def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def median_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Over seeds that were evaluated at slightly different env steps: interpolated, where all of them have values."""
     first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     grid = np.unique(np.concatenate([steps for steps, _ in curves]))
