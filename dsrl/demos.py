@@ -126,11 +126,12 @@ def decisions(
 
 def _convention(reward: str, data: Trajectories) -> str:
     """Resolve ``auto`` as ``make_env`` does, and refuse rewards that were never recorded."""
+    from dsrl.wrappers.make import resolve_reward
     from dsrl.wrappers.reward import MODES
 
     simulator = data.env is not None and data.env.family in NEVER_END
-    if reward == "auto":
-        reward = "success" if simulator else "dense"
+    # without a known environment there is no success to go by
+    reward = resolve_reward(data.env or EnvSpec("gymnasium", ""), reward)
     if reward not in MODES:
         raise DsrlError(
             f"there is no reward convention '{reward}'.{nearest(reward, MODES)} Known: auto, {', '.join(MODES)}"
