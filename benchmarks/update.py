@@ -45,8 +45,8 @@ from dsrl.diffusion import DiffusionConfig, DiffusionPolicy
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.policy import PolicySpec
+from dsrl.pools import Pool
 from dsrl.presets import preset
-from dsrl.replay import Pool
 from dsrl.wrappers.steered import SteeredVecEnv
 
 OBS_DIM, ACTION_DIM, HORIZON = 19, 7, 4
@@ -128,7 +128,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
         "exact": lambda: cpu_ms(lambda: exact.train(steps, case.batch)) / steps,
         "pooled": lambda: (
             cpu_ms(lambda: pooled.train(steps, case.batch)) / steps
-            + cpu_ms(lambda: pooled.draw_pool(cond)) / GRADIENT_STEPS
+            + cpu_ms(lambda: pooled.decoder(cond)) / GRADIENT_STEPS
         ),
     }
     for call in calls.values():

@@ -24,7 +24,8 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
 from dsrl.playback import NEVER_END, replay_check
 from dsrl.policy import FrozenPolicy
-from dsrl.replay import Pool, SteeringReplayBuffer
+from dsrl.pools import Pool
+from dsrl.replay import SteeringReplayBuffer
 
 __all__ = ["STREAM", "Decision", "decisions", "fill", "read_demos", "replay_check"]
 

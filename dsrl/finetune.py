@@ -18,6 +18,7 @@ from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite, last_good
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
+from dsrl.demo_mix import DemoMix
 from dsrl.demos import decisions, fill, read_demos, replay_check
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, LossNotFinite, RunFailed
@@ -248,7 +249,7 @@ def _show_demonstrations(
     buffer = model.new_buffer(len(cut))
     fill(buffer, cut)
     budget = config.total_env_steps // policy.spec.n_action_steps
-    model.use_demonstrations(buffer, config.demo_mix, config.demo_share, budget)
+    model.demos = DemoMix(buffer, config.demo_mix, config.demo_share, budget)
     console.print(f"{len(data)} demonstrations, {len(cut)} decisions, for the critics")
 
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dsrl.critics import Reduction, reduce_q
+from dsrl.demo_mix import DemoMix
 from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.noise_losses import Backup, NoiseLosses
 from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.pilots import ACTOR, CANDIDATES, EXPLORE, Pilots
-from dsrl.replay import Pool, SteeringReplayBuffer, SteeringSamples, join
+from dsrl.pools import Decoder, Pool
+from dsrl.replay import SteeringReplayBuffer, SteeringSamples
+from dsrl.sb3_logging import Means
 
-Backup = Literal["max", "mean", "actor"]
 Deploy = Literal["auto", "actor", "candidates"]
-DemoMix = Literal["prefill", "ratio", "decay"]
-_DECODE_ROWS = 1024
 
 
 class NoiseAliasedSAC(SAC):
@@ -140,9 +141,8 @@ class NoiseAliasedSAC(SAC):
         self.pilots = Pilots()
         self.base_policy_sha256 = ""
         self._actor_updates = 0
-        self.demo_buffer: SteeringReplayBuffer | None = None
-        self.demo_mix: DemoMix = "prefill"
-        self.demo_share, self.demo_decisions = 0.5, 1
+        self.demos: DemoMix | None = None
+        """demonstrations to learn from too, in a buffer of :meth:`new_buffer`"""
         if backup != "actor" and not pool_size:
             raise ValueError(
                 f"backup='{backup}' needs a pool; without one the actor's noise is decoded: backup='actor'"
@@ -202,33 +202,50 @@ class NoiseAliasedSAC(SAC):
                 "an agent's noise means nothing to another policy"
             )
         self.base_policy_sha256 = sha256
-        self.replay_buffer.decoder = self.draw_pool
+        assert self.action_space.shape is not None
+        self.decoder = Decoder(
+            self._steering(),
+            action_dim=self.action_space.shape[0],
+            bound=self.policy.bound,
+            size=self.pool_size or 1,
+            clip_prior=self.clip_prior,
+        )
+        self.losses = NoiseLosses(
+            self.policy,
+            self.decoder,
+            backup=self.backup,
+            soft_backup=self.soft_backup,
+            lower_bound=self.lower_bound,
+            reduction=self.critic_reduction,
+            target_range=self.target_range,
+            distill_noises=self.distill_noises,
+            distill_per_head=self.distill_per_head,
+        )
+        self.replay_buffer.decoder = self.decoder
+
+    def _steering(self) -> Any:
+        """What denoises in the environment.
+
+        Raises:
+            DsrlError: when the environment is not a steered one.
+        """
+        assert self.env is not None
+        steering = getattr(self.env, "steering", None) or _of_first(self.env)
+        if steering is None:
+            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv")
+        return steering
 
     def new_buffer(self, rows: int) -> SteeringReplayBuffer:
-        """An empty buffer of the kind that this agent learns from, such as :meth:`use_demonstrations` takes."""
+        """An empty buffer of the kind that this agent learns from, for demonstrations for one."""
         assert self.replay_buffer_kwargs is not None
         buffer = SteeringReplayBuffer(
             rows, self.observation_space, self.action_space, self.device, **self.replay_buffer_kwargs
         )
-        buffer.decoder = self.draw_pool
+        buffer.decoder = self.decoder
         return buffer
 
-    def use_demonstrations(
-        self, buffer: SteeringReplayBuffer, mix: DemoMix = "prefill", share: float = 0.5, decisions: int = 1
-    ) -> None:
-        """Learn from these transitions too; their noise need not be known.
-
-        Args:
-            buffer: from :meth:`new_buffer`.
-            mix: ``prefill``: as if they stood in the replay buffer from the start, so their share falls as it fills.
-                ``ratio``: a fixed ``share`` of every batch. ``decay``: a share that falls to zero.
-            share: of a batch.
-            decisions: after which the share has decayed.
-        """
-        self.demo_buffer, self.demo_mix, self.demo_share, self.demo_decisions = buffer, mix, share, decisions
-
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "demo_buffer"]
+        return [*super()._excluded_save_params(), "demos", "decoder", "losses"]
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """Take the buffer of an earlier run of the same shape.
@@ -256,7 +273,7 @@ class NoiseAliasedSAC(SAC):
         warming_up = self.num_timesteps < learning_starts
         pilots = self.pilots.start(n_envs, warming_up=warming_up)
         if warming_up:
-            noise = self._prior((n_envs, self.policy.actor.config["action_dim"]))
+            noise = self.decoder.prior(n_envs)
         else:
             cond = torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
             noise = self._fly(cond, pilots)
@@ -315,7 +332,7 @@ class NoiseAliasedSAC(SAC):
 
     def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:
         """``(B, C)`` -> the noise ``(B, A)`` of highest pessimistic value, of a pool or freshly drawn."""
-        pool = pool or self.draw_pool(cond, self.candidates)
+        pool = pool or self.decoder(cond, self.candidates)
         best = self.score(cond, pool.chunks[:, : self.candidates]).argmax(dim=1)
         return pool.actions[torch.arange(len(cond), device=cond.device), best] * self.policy.bound
 
@@ -329,50 +346,12 @@ class NoiseAliasedSAC(SAC):
         """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""
         return reduce_q(self.critic(cond, chunks), self.critic_reduction)  # type: ignore[arg-type,operator]
 
-    # -- the frozen policy ----------------------------------------------------------------------------------------
-
-    def _steering(self) -> Any:
-        """What denoises in the environment.
-
-        Raises:
-            DsrlError: when the environment is not a steered one.
-        """
-        assert self.env is not None
-        steering = getattr(self.env, "steering", None) or _of_first(self.env)
-        if steering is None:
-            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv")
-        return steering
-
-    @torch.no_grad()
-    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
-        """``(N, C), (N, A)`` -> what would be executed, ``(N, Ta * Da)``."""
-        steering = self._steering()
-        rows = zip(cond.split(_DECODE_ROWS), noise.split(_DECODE_ROWS), strict=True)
-        return torch.cat([steering.decode(c, w) for c, w in rows]).flatten(1)
-
-    def _prior(self, shape: tuple[int, int]) -> Tensor:
-        noise = torch.randn(shape, device=self.device)
-        return noise.clamp(-self.policy.bound, self.policy.bound) if self.clip_prior else noise
-
-    @torch.no_grad()
-    def draw_pool(self, cond: Tensor, size: int | None = None) -> Pool:
-        """Prior noises for every observation ``(B, C)``, decoded."""
-        size = size or self.pool_size or 1
-        bound = self.policy.bound
-        noise = self._prior((len(cond) * size, self.policy.actor.config["action_dim"]))
-        chunks = self.decode(cond.repeat_interleave(size, dim=0), noise)
-        return Pool((noise / bound).unflatten(0, (-1, size)), chunks.unflatten(0, (-1, size)))
-
     # -- learning -------------------------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """``gradient_steps`` times: critics on chunks, their distillation, the actor."""
-        assert self.replay_buffer is not None
-        optimizers = [self.actor.optimizer, self.critic.optimizer, self.policy.noise_critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)  # type: ignore[arg-type]
-        log = _Means()
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer, self.policy.noise_critic.optimizer])  # type: ignore[list-item]
+        log = Means()
         if not self._n_updates:
             for step in range(self.fit_updates + self.fit_actor_updates):
                 self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
@@ -380,7 +359,7 @@ class NoiseAliasedSAC(SAC):
         for _ in range(gradient_steps):
             self._update(batch_size, log)
         for _ in range(self.distill_after):
-            log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(self._batch(batch_size))))
+            log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(self._batch(batch_size))))
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for pilot in self.pilots.results:
@@ -390,17 +369,21 @@ class NoiseAliasedSAC(SAC):
             if not np.isfinite(value):
                 raise LossNotFinite(f"train/{name} is {value} after {self._n_updates} gradient steps")
 
-    def _update(self, batch_size: int, log: _Means, *, fit: bool = False, actor: bool = True) -> None:
-        batch = self._batch(batch_size, ends=fit)
+    def _update(self, batch_size: int, log: Means, *, fit: bool = False, actor: bool = True) -> None:
+        batch, price = self._batch(batch_size, ends=fit), self._price()
         # 1. Q_A: temporal differences on executed chunks, or in the fit the base policy's own returns
-        log.add(critic_loss=self._step(self.critic, self._critic_loss(batch, log, fit=fit)))  # type: ignore[arg-type]
+        target = self.losses.returns(batch, price) if fit else self.losses.bootstrap(batch, price)
+        loss, q_mean = self.losses.critic(batch, target)
+        log.add(critic_loss=self._step(self.critic, loss), q_mean=q_mean)  # type: ignore[arg-type]
         _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
         # 2. Q_W <- Q_A, before anybody climbs it
         if not self.distill_after:
-            log.add(distill_loss=self._step(self.policy.noise_critic, self._distill_loss(batch)))
+            log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(batch)))
         # 3. the actor climbs Q_W
         if actor:
-            log.add(actor_loss=self._step(self.policy.actor, self._actor_loss(batch, log)))
+            loss, divergence = self.losses.actor(batch, price)
+            log.add(actor_loss=self._step(self.policy.actor, loss), divergence=divergence.mean(), ent_coef=price)
+            self._adapt_price(divergence)
             self._actor_updates += 1
             # a young average forgets its start sooner
             decay = min(self.average_decay, self._actor_updates / (self._actor_updates + 9))
@@ -410,82 +393,10 @@ class NoiseAliasedSAC(SAC):
         assert self.replay_buffer is not None
         if self.pool_refresh:
             self.replay_buffer.refresh(round(self.pool_refresh * batch_size))
-        kwargs: dict[str, Any] = {"env": self._vec_normalize_env, "unknown_noise": True, "ends": ends}
-        shown = round(batch_size * self._demo_share())
-        if not shown:
-            return self.replay_buffer.sample(batch_size, **kwargs)
-        assert self.demo_buffer is not None
-        demonstrated = self.demo_buffer.sample(shown, **kwargs)
-        if shown == batch_size:
-            return demonstrated
-        return join(self.replay_buffer.sample(batch_size - shown, **kwargs), demonstrated)
-
-    def _demo_share(self) -> float:
-        """Of the next batch."""
-        if self.demo_buffer is None or not self.demo_buffer.rows:
-            return 0.0
-        assert self.replay_buffer is not None
-        if self.demo_mix == "prefill":
-            return self.demo_buffer.rows / (self.demo_buffer.rows + self.replay_buffer.rows)
-        if self.demo_mix == "decay":
-            return self.demo_share * max(0.0, 1.0 - self.num_timesteps / self.demo_decisions)
-        return self.demo_share
-
-    def _critic_loss(self, batch: SteeringSamples, log: _Means, *, fit: bool) -> Tensor:
-        with torch.no_grad():
-            target = self._returns(batch) if fit else self._bootstrap(batch)
-            target = target.clamp(*self.target_range)
-        q = self.critic(batch.observations, batch.chunks)  # type: ignore[operator]
-        log.add(q_mean=q.detach().mean())
-        return 0.5 * (q - target).square().mean(dim=1).sum()
-
-    def _returns(self, batch: SteeringSamples) -> Tensor:
-        """What the episode earned from here on, ``(B,)``; a value stands in for what was not played to its end."""
-        assert batch.end_observations is not None
-        value = self._value(batch.end_observations, batch.end_pool, "mean")
-        return (batch.earned + batch.remaining * value[:, None]).squeeze(1)
-
-    def _bootstrap(self, batch: SteeringSamples) -> Tensor:
-        """``y = r + gamma^k * V(s')``, ``(B,)``; nothing after a termination."""
-        value = self._value(batch.next_observations, batch.next_pool, self.backup)[:, None]
-        target = batch.rewards + (1 - batch.dones) * batch.discounts * value
-        if self.lower_bound:
-            # the best noise earns at least what has been earned once
-            earned = torch.where(batch.remaining == 0, batch.earned, -torch.inf)
-            target = torch.maximum(target, earned)
-        return target.squeeze(1)
-
-    def _value(self, cond: Tensor, pool: Pool | None, backup: Backup) -> Tensor:
-        """``(B, C)`` -> ``(B,)``: of the best noise of the pool, of the mean one, or of the actor's."""
-        if backup != "actor" and pool is not None:
-            q = reduce_q(self.critic_target(cond, pool.chunks), self.critic_reduction)  # type: ignore[operator]
-            return q.amax(dim=1) if backup == "max" else q.mean(dim=1)
-        noise, divergence = self.policy.sample_noise(cond)
-        q = reduce_q(self.critic_target(cond, self.decode(cond, noise)), self.critic_reduction)  # type: ignore[operator]
-        return q - self._price() * divergence if self.soft_backup else q
-
-    def _distill_loss(self, batch: SteeringSamples) -> Tensor:
-        # Q_W(s, w) <- Q_A(s, pi_dp(s, w)), w ~ N(0, I)
-        cond, pool = batch.observations, batch.pool
-        if pool is None:
-            pool = self.draw_pool(cond, 1)
-        else:
-            some = torch.randperm(self.pool_size, device=cond.device)[: self.distill_noises]
-            pool = Pool(pool.actions[:, some], pool.chunks[:, some])
-        with torch.no_grad():
-            q = self.critic(cond, pool.chunks)  # type: ignore[operator]
-            target = q if self.distill_per_head else reduce_q(q, self.critic_reduction)
-        q_w = self.policy.noise_critic(cond, pool.actions * self.policy.bound)
-        return 0.5 * (q_w - target).square().flatten(1).mean(dim=1).sum()
-
-    def _actor_loss(self, batch: SteeringSamples, log: _Means) -> Tensor:
-        noise, divergence = self.policy.sample_noise(batch.observations)
-        price = self._price()  # as in SAC, the one that the target has used: adapted after this step
-        self._adapt_price(divergence.detach())
-        q_w = self.policy.noise_critic(batch.observations, noise)
-        value = reduce_q(q_w, self.critic_reduction) if self.distill_per_head else q_w.mean(dim=0)
-        log.add(divergence=divergence.detach().mean(), ent_coef=price)
-        return (price * divergence - value).mean()
+        options: dict[str, Any] = {"env": self._vec_normalize_env, "unknown_noise": True, "ends": ends}
+        if self.demos is None:
+            return self.replay_buffer.sample(batch_size, **options)
+        return self.demos.sample(self.replay_buffer, batch_size, self.num_timesteps, **options)
 
     def _price(self) -> Tensor:
         """Of a nat."""
@@ -511,23 +422,6 @@ class NoiseAliasedSAC(SAC):
         loss.backward(inputs=list(network.parameters()))
         optimizer.step()
         return loss.detach()
-
-
-class _Means:
-    """Averages of scalars that stay on their device until they are read."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(value)
-
-    def read(self) -> dict[str, float]:
-        if not self._values:
-            return {}
-        means = torch.stack([torch.stack(v).mean() for v in self._values.values()])
-        return dict(zip(self._values, means.tolist(), strict=True))
 
 
 def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:

@@ -13,15 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from dsrl.errors import DsrlError
-
-
-class Pool(NamedTuple):
-    """``M`` noises per observation, and what the frozen policy makes of them."""
-
-    actions: Tensor
-    """``(B, M, A)`` in the agent's units, noise / bound"""
-    chunks: Tensor
-    """``(B, M, Ta * Da)``"""
+from dsrl.pools import Pool
 
 
 class SteeringSamples(NamedTuple):
@@ -47,10 +39,6 @@ class SteeringSamples(NamedTuple):
     end_observations: Tensor | None = None
     """``(B, C)``: the last observation so far of each episode, where it was asked for"""
     end_pool: Pool | None = None
-
-
-Decoder = Callable[[Tensor], Pool]
-"""Encoded observations ``(B, C)`` -> noises drawn for each of them, decoded."""
 
 
 class SteeringReplayBuffer(ReplayBuffer):
@@ -91,7 +79,8 @@ class SteeringReplayBuffer(ReplayBuffer):
         self.capacity = buffer_size
         self.gamma, self.pool_size, self.chunk_dim = gamma, pool_size, chunk_dim
         self.discount_per_chunk, self.time_limit_terminates = discount_per_chunk, time_limit_terminates
-        self.decoder: Decoder | None = None
+        self.decoder: Callable[[Tensor], Pool] | None = None
+        """encoded observations ``(B, C)`` -> noises drawn for each of them, decoded: a :class:`~dsrl.pools.Decoder`"""
         self.rows = 0
         """transitions stored"""
         self._at = 0

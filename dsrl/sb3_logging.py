@@ -1,12 +1,33 @@
-"""Send what stable-baselines3 logs into the run folder."""
+"""What an agent of stable-baselines3 logs: averages, and the way into the run folder."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
+from torch import Tensor
 
 from dsrl.run import RunFolder
+
+
+class Means:
+    """Averages of scalars that stay on their device until they are read."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """One more of each."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+
+    def read(self) -> dict[str, float]:
+        """All of them, brought over at once."""
+        if not self._values:
+            return {}
+        means = torch.stack([torch.stack(v).mean() for v in self._values.values()])
+        return dict(zip(self._values, means.tolist(), strict=True))
 
 
 class MetricsWriter(KVWriter):

@@ -14,7 +14,8 @@ from dsrl.demos import STREAM, decisions, fill, read_demos, replay_check
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec, concat_obs
-from dsrl.replay import Pool, SteeringReplayBuffer
+from dsrl.pools import Pool
+from dsrl.replay import SteeringReplayBuffer
 from dsrl.wrappers import SteeredVecEnv, make_env, make_vec_env, resolve_env_spec, toy
 
 GAMMA = 0.9

@@ -9,15 +9,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _LEVELS = {
     0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files
-          provenance statistics critics actor agent_config presets pilots""",
+          provenance statistics critics actor agent_config presets pilots pools""",
     1: "diffusion guidance values steered replay noise_policy",
-    2: "noise_aliased agents actor_file",
-    3: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
-    4: "cli commands",
+    2: "noise_losses demo_mix",
+    3: "noise_aliased agents actor_file",
+    4: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
+    5: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
-SIBLINGS = (0, 3, 4)
-"""levels whose modules may import each other; two algorithms (level 2) never do"""
+SIBLINGS = (0, 4, 5)
+"""levels whose modules may import each other; two algorithms (level 3) never do"""
 FOR_WRAPPERS = {f"dsrl.{name}" for name in ("policy", "noise", "env_spec", "errors", "data")}
 
 
@@ -84,9 +85,9 @@ def allowed(module: str, target: str) -> bool:
     if here == "wrappers":
         return target in FOR_WRAPPERS
     if here == "pretrained":
-        return there == "core" and LEVEL.get(target, 9) <= 2
+        return there == "core" and LEVEL.get(target, 9) <= 3
     if there != "core":
-        return LEVEL[module] >= 3
+        return LEVEL[module] >= 4
     level = LEVEL.get(target, 9)
     return level < LEVEL[module] or (level == LEVEL[module] and level in SIBLINGS)
 

@@ -1,5 +1,7 @@
 """Noise-aliased SAC: what its targets are, whom its gradients touch, what it asks of the frozen policy."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from na_agents import NOISE, agent, toy_envs
@@ -10,7 +12,7 @@ from torch import nn
 from dsrl.agents import build_sac
 from dsrl.algorithms import return_range
 from dsrl.config import FinetuneConfig, NAConfig, SACConfig
-from dsrl.noise_aliased import NoiseAliasedSAC, _Means
+from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.pretrained.toy import ToyPolicy
 
 
@@ -90,7 +92,7 @@ def test_a_target_is_the_reward_and_the_discounted_value_of_the_next_pool(backup
     value = pooled.amax(dim=1) if backup == "max" else pooled.mean(dim=1)
     expected = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * batch.discounts[:, 0] * value
     assert batch.dones.any()
-    torch.testing.assert_close(model._bootstrap(batch), expected)
+    torch.testing.assert_close(model.losses.bootstrap(batch, model._price()), expected)
 
 
 def test_no_target_falls_below_what_an_episode_that_terminated_has_earned():
@@ -100,26 +102,26 @@ def test_no_target_falls_below_what_an_episode_that_terminated_has_earned():
         model.critic_target.biases[-1].fill_(-50.0)
     batch = batch_of(model, 200)
     finished = batch.remaining[:, 0] == 0
-    target = model._bootstrap(batch)
+    target = model.losses.bootstrap(batch, model._price())
     assert finished.any() and not finished.all()
     assert (target[finished] >= batch.earned[finished, 0]).all()
     assert (target[~finished] < 0).all(), "what was not played to its end proves nothing"
 
 
 def test_targets_are_clamped_to_what_the_reward_can_give(played: NoiseAliasedSAC, monkeypatch):
-    batch, seen = batch_of(played), []
-    monkeypatch.setattr(played, "target_range", (0.2, 0.3))
+    losses = replace(played.losses, target_range=(0.2, 0.3))
     monkeypatch.setattr(played.critic, "forward", lambda cond, chunks: torch.zeros(3, len(cond), requires_grad=True))
-    for fit in (False, True):
-        seen.append(played._critic_loss(batch_of(played, ends=True) if fit else batch, _Means(), fit=fit))
-    for loss in seen:  # of three critics that say 0: half the squared target each
-        assert 1.5 * 0.2**2 <= loss.item() <= 1.5 * 0.3**2
+    for targets in (torch.linspace(-1, 2, 64), torch.zeros(64), torch.ones(64)):
+        loss, _ = losses.critic(batch_of(played), targets)
+        # of three critics that say 0: half the squared target each
+        expected = 1.5 * targets.clamp(0.2, 0.3).square().mean()
+        torch.testing.assert_close(loss.detach(), expected)
 
 
 def test_the_fit_learns_returns_where_an_episode_terminated(played: NoiseAliasedSAC):
     batch = batch_of(played, 200, ends=True)
     finished = batch.remaining[:, 0] == 0
-    torch.testing.assert_close(played._returns(batch)[finished], batch.earned[finished, 0])
+    torch.testing.assert_close(played.losses.returns(batch, played._price())[finished], batch.earned[finished, 0])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_where_the_chunk_is_the_noise_the_published_target_is_that_of_stock_sac(
     torch.manual_seed(3)
     torch.randn(64, NOISE)  # stock SAC draws its actor's action first
     # stable-baselines3 adds 1e-6 inside a logarithm, which is felt where tanh saturates
-    torch.testing.assert_close(model._bootstrap(batch), targets[0][:, 0], atol=3e-3, rtol=1e-5)
+    torch.testing.assert_close(model.losses.bootstrap(batch, model._price()), targets[0][:, 0], atol=3e-3, rtol=1e-5)
 
 
 def copy_weights(model: NoiseAliasedSAC, stock: SAC) -> None:
@@ -201,7 +203,7 @@ def test_the_noise_critic_learns_to_say_what_the_critic_says_of_the_decoded_nois
 
     before = error()
     for _ in range(800):
-        model._step(model.policy.noise_critic, model._distill_loss(batch_of(model, 128)))
+        model._step(model.policy.noise_critic, model.losses.distill(batch_of(model, 128)))
     assert error() < 0.15 < before
 
 
@@ -211,9 +213,9 @@ def test_every_loss_moves_its_own_network_only():
     batch = batch_of(model)
     parts = {"actor": model.policy.actor, "critic": model.critic, "noise_critic": model.policy.noise_critic}
     losses = {
-        "actor": lambda: model._actor_loss(batch, _Means()),
-        "critic": lambda: model._critic_loss(batch, _Means(), fit=False),
-        "noise_critic": lambda: model._distill_loss(batch),
+        "actor": lambda: model.losses.actor(batch, model._price())[0],
+        "critic": lambda: model.losses.critic(batch, model.losses.bootstrap(batch, model._price()))[0],
+        "noise_critic": lambda: model.losses.distill(batch),
     }
     for name, loss in losses.items():
         for part in parts.values():

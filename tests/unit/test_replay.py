@@ -10,8 +10,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from dsrl.errors import DsrlError
+from dsrl.pools import Pool
 from dsrl.pretrained.toy import ToyPolicy
-from dsrl.replay import Pool, SteeringReplayBuffer, join
+from dsrl.replay import SteeringReplayBuffer, join
 
 POLICY = ToyPolicy()
 GAMMA, BOUND, COND, NOISE = 0.9, 1.5, 4, 8
