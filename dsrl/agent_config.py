@@ -13,7 +13,7 @@ class NAConfig:
     """Noise-aliased SAC: a critic on executed chunks, distilled into noise space (arXiv 2506.15799, DSRL-NA)."""
 
     learning_rate: float = 3e-4
-    """of actor, critics and temperature"""
+    """of actor and critics"""
     updates_per_env_step: float = 1.25
     """gradient steps per env step; 1.25 is five per chunk of four"""
     updates_per_chunk: float | None = None
@@ -46,10 +46,12 @@ class NAConfig:
     """keep targets inside what the reward can give"""
     actor: Literal["gaussian", "box"] = "gaussian"
     """gaussian: starts as N(0, I), a price on its KL divergence holds it there; box: SAC's, squashed into the bound"""
-    ent_coef: str = "0.03"
+    ent_coef: str = "auto_0.05"
     """price of a nat away from the prior: a number, or 'auto_0.1' to adapt it from 0.1 on"""
     ent_coef_max: float = float("inf")
     """cap of an adapted price"""
+    ent_coef_learning_rate: float = 0.03
+    """of an adapted price"""
     target_divergence: float = 1.0
     """nats that an adapted price aims at: KL divergence of the Gaussian, minus the entropy of a boxed actor's noise"""
     average_decay: float = 0.998
@@ -71,6 +73,10 @@ class NAConfig:
     """as published: a LayerNorm in every hidden layer of the actor too"""
     clip_prior: bool = True
     """prior noise is clipped to the bound, which the actor cannot leave; as published it is not"""
+    decode_bfloat16: bool = False
+    """denoise the pools in half the precision, for large policies on a GPU; what is executed is not affected"""
+    compile_update: bool = False
+    """compile the gradient step, which takes a minute or more at the start; on a CPU it gains next to nothing"""
     discount_per_chunk: bool = False
     """as published: --gamma once per chunk, however many env steps it took, and none inside"""
     time_limit_terminates: bool = False

@@ -51,6 +51,7 @@ def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: An
         target_range=return_range(config, chunk_steps) if na.clamp_targets else _UNBOUNDED,
         ent_coef=number(na.ent_coef),
         ent_coef_max=na.ent_coef_max,
+        ent_coef_learning_rate=na.ent_coef_learning_rate,
         target_divergence=na.target_divergence,
         fit_updates=na.fit_updates,
         fit_actor_updates=na.fit_actor_updates,
@@ -61,6 +62,8 @@ def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: An
         candidates=na.candidates,
         deploy=na.deploy,
         clip_prior=na.clip_prior,
+        decode_bfloat16=na.decode_bfloat16,
+        compile_update=na.compile_update,
         replay_buffer_kwargs={
             "discount_per_chunk": na.discount_per_chunk,
             "time_limit_terminates": na.time_limit_terminates,

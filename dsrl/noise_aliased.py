@@ -46,7 +46,7 @@ class NoiseAliasedSAC(SAC):
     Args:
         policy: ``"MlpPolicy"``.
         env: a steered environment: ``SteeredVecEnv``, or ``SteeredEnv`` for one alone.
-        learning_rate: of all networks and of the temperature.
+        learning_rate: of all networks.
         buffer_size: decisions that are kept.
         learning_starts: decisions of the base policy before anything is learned.
         batch_size: decisions per gradient step.
@@ -64,6 +64,7 @@ class NoiseAliasedSAC(SAC):
         target_range: what a return can be; targets are clamped to it.
         ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
         ent_coef_max: cap of the adapted one.
+        ent_coef_learning_rate: of the adapted one.
         target_divergence: nats that the adapted price aims at: the KL divergence of a Gaussian actor, minus the entropy
             of a boxed one.
         fit_updates: critic updates on the warm-up decisions, before the first steered one.
@@ -78,6 +79,8 @@ class NoiseAliasedSAC(SAC):
             prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
             candidates until the actor has done at least as well in episodes of training (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
+        decode_bfloat16: denoise pools in half the precision.
+        compile_update: compile the losses; worth it on a GPU.
         policy_kwargs: of :class:`~dsrl.noise_policy.NoiseAliasedPolicy`.
 
     Raises:
@@ -108,8 +111,9 @@ class NoiseAliasedSAC(SAC):
         lower_bound: bool = True,
         critic_reduction: Reduction = "min",
         target_range: tuple[float, float] = (-float("inf"), float("inf")),
-        ent_coef: str | float = 0.03,
+        ent_coef: str | float = "auto_0.05",
         ent_coef_max: float = float("inf"),
+        ent_coef_learning_rate: float = 0.03,
         target_divergence: float = 1.0,
         fit_updates: int = 200,
         fit_actor_updates: int = 150,
@@ -120,6 +124,8 @@ class NoiseAliasedSAC(SAC):
         candidates: int = 8,
         deploy: Deploy = "auto",
         clip_prior: bool = True,
+        decode_bfloat16: bool = False,
+        compile_update: bool = False,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -132,11 +138,13 @@ class NoiseAliasedSAC(SAC):
         self.pool_size, self.pool_refresh = pool_size, pool_refresh
         self.backup, self.soft_backup, self.lower_bound = backup, soft_backup, lower_bound
         self.critic_reduction = critic_reduction
-        self.target_range, self.ent_coef_max = target_range, ent_coef_max
+        self.target_range = target_range
+        self.ent_coef_max, self.ent_coef_learning_rate = ent_coef_max, ent_coef_learning_rate
         self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
         self.distill_noises, self.distill_after = distill_noises, distill_after
         self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
         self.clip_prior, self.deploy = clip_prior, deploy
+        self.decode_bfloat16, self.compile_update = decode_bfloat16, compile_update
         self.deployed = "actor" if deploy == "actor" else "candidates"
         self.pilots = Pilots()
         self.base_policy_sha256 = ""
@@ -180,6 +188,8 @@ class NoiseAliasedSAC(SAC):
             kept = {"gamma": self.gamma, "chunk_dim": chunk_dim, "pool_size": self.pool_size}
             self.replay_buffer_kwargs = {**kept, **self.replay_buffer_kwargs}
         super()._setup_model()
+        if self.ent_coef_optimizer is not None:
+            self.ent_coef_optimizer.param_groups[0]["lr"] = self.ent_coef_learning_rate
         self._attach()
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -209,6 +219,7 @@ class NoiseAliasedSAC(SAC):
             bound=self.policy.bound,
             size=self.pool_size or 1,
             clip_prior=self.clip_prior,
+            bfloat16=self.decode_bfloat16,
         )
         self.losses = NoiseLosses(
             self.policy,
@@ -221,6 +232,8 @@ class NoiseAliasedSAC(SAC):
             distill_noises=self.distill_noises,
             distill_per_head=self.distill_per_head,
         )
+        if self.compile_update:
+            self.losses = self.losses.compiled()
         self.replay_buffer.decoder = self.decoder
 
     def _steering(self) -> Any:

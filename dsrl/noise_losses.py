@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from dsrl.replay import SteeringSamples
 Backup = Literal["max", "mean", "actor"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoiseLosses:
     """The losses of noise-aliased SAC (arXiv 2506.15799, algorithm 1) on a batch; nothing here takes a step.
 
@@ -93,3 +94,10 @@ class NoiseLosses:
         q_w = self.policy.noise_critic(batch.observations, noise)
         value = reduce_q(q_w, self.reduction) if self.distill_per_head else q_w.mean(dim=0)
         return (price * divergence - value).mean(), divergence.detach()
+
+    def compiled(self, **options: Any) -> NoiseLosses:
+        """The same, every loss compiled for one size of batch; ``options`` are those of :func:`torch.compile`."""
+        ours: Any = copy(self)
+        for name in ("critic", "returns", "bootstrap", "distill", "actor"):
+            setattr(ours, name, torch.compile(getattr(self, name), dynamic=False, **options))
+        return ours

@@ -33,11 +33,21 @@ class Decoder:
         bound: half-width of its box.
         size: noises per observation.
         clip_prior: clip prior noises to the bound, which the agent cannot leave.
+        bfloat16: denoise in half the precision, where the frozen policy is large and the device is made for it.
     """
 
-    def __init__(self, steering: Any, *, action_dim: int, bound: float, size: int, clip_prior: bool = True):
+    def __init__(
+        self,
+        steering: Any,
+        *,
+        action_dim: int,
+        bound: float,
+        size: int,
+        clip_prior: bool = True,
+        bfloat16: bool = False,
+    ):
         self.steering, self.action_dim, self.bound, self.size = steering, action_dim, bound, size
-        self.clip_prior = clip_prior
+        self.clip_prior, self.bfloat16 = clip_prior, bfloat16
 
     def __call__(self, cond: Tensor, size: int | None = None) -> Pool:
         """``(B, C)`` -> a pool of ``size`` noises for every observation."""
@@ -46,11 +56,14 @@ class Decoder:
         chunks = self.decode(cond.repeat_interleave(size, dim=0), noise)
         return Pool((noise / self.bound).unflatten(0, (-1, size)), chunks.unflatten(0, (-1, size)))
 
+    @torch.compiler.disable
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
         """``(N, C), (N, A)`` -> what would be executed, ``(N, Ta * Da)``."""
         rows = zip(cond.split(_ROWS), noise.split(_ROWS), strict=True)
-        return torch.cat([self.steering.decode(c, w) for c, w in rows]).flatten(1)
+        with torch.autocast(cond.device.type, torch.bfloat16, enabled=self.bfloat16):
+            chunks = torch.cat([self.steering.decode(c, w) for c, w in rows])
+        return chunks.flatten(1).to(cond.dtype)
 
     def prior(self, rows: int) -> Tensor:
         """``(rows, A)``."""

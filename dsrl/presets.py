@@ -33,6 +33,7 @@ PRESETS = {
             clamp_targets=False,
             actor="box",
             ent_coef="auto_1.0",
+            ent_coef_learning_rate=3e-4,
             # zero entropy of u = noise / bound
             target_divergence=0.0,
             average_decay=0.0,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from na_agents import NOISE, agent, toy_envs
+from na_agents import COND, NOISE, agent, toy_envs
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from torch import nn
@@ -74,6 +74,32 @@ def test_a_refresh_denoises_the_pools_of_a_share_of_the_batch():
 def test_a_backup_of_a_pool_needs_a_pool():
     with pytest.raises(ValueError, match="backup='max' needs a pool"):
         agent(pool_size=0)
+
+
+class Mixing(ToyPolicy):
+    """Multiplies by a matrix, as every network does."""
+
+    def decode(self, cond, noise):
+        return torch.tanh(super().decode(cond, noise).flatten(1) @ torch.full((NOISE, NOISE), 0.3)).view(-1, 4, 2)
+
+
+def test_pools_can_be_denoised_in_half_the_precision():
+    envs = toy_envs(bound=10.0, policy=Mixing())
+    model, half = agent(envs=envs), agent(envs=envs, decode_bfloat16=True)
+    cond, noise = torch.randn(32, COND), torch.randn(32, NOISE)
+    exact, rough = (each.decoder.decode(cond, noise) for each in (model, half))
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.05)
+
+
+def test_a_compiled_update_is_traced_once():
+    model = agent(compile_update=True)
+    model.losses = model.losses.compiled(backend="eager")  # the tracing is the same, and no C++ compiler is asked
+    model.learn(100)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        model.learn(100, reset_num_timesteps=False)
+        with pytest.raises(RuntimeError, match="recompile"):
+            model.train(1, batch_size=17)
 
 
 # -- targets ----------------------------------------------------------------------------------------------------------
