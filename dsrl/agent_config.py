@@ -22,8 +22,8 @@ class NAConfig:
     """transitions per gradient step"""
     n_critics: int = 4
     """networks of the ensemble on chunks, 2 to 10"""
-    critic_reduction: Literal["min", "mean", "subset"] = "min"
-    """of that ensemble, in targets and scores; subset: the smaller of two random members"""
+    critic_reduction: Literal["min", "mean", "subset"] = "mean"
+    """of that ensemble, in targets; subset: the smaller of two random members. Candidates are rated by the minimum"""
     tau: float = 0.005
     """Polyak factor of the target critics"""
     buffer_size: int = 1_000_000

@@ -34,7 +34,6 @@ Decision = dict[str, np.ndarray]
 
 STREAM = -1
 """of the demonstrations in a replay buffer; the environments are 0, 1, ..."""
-_DECODE_OBSERVATIONS = 512
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -267,9 +266,7 @@ def _pools(buffer: SteeringReplayBuffer, demos: Sequence[Decision]) -> tuple[Poo
     ended = np.concatenate([decision["ended"] for decision in demos])
     last = [decision["next_obs"] for decision, end in zip(demos, ended, strict=True) if end]
     obs = np.concatenate([*(decision["obs"] for decision in demos), *last])
-    batches = torch.as_tensor(obs, dtype=torch.float32, device=buffer.device).split(_DECODE_OBSERVATIONS)
-    decoded = [buffer.decoder(batch) for batch in batches]
-    every = Pool(torch.cat([pool.actions for pool in decoded]), torch.cat([pool.chunks for pool in decoded]))
+    every = buffer.decoder(torch.as_tensor(obs, dtype=torch.float32, device=buffer.device))
     # what follows decision i is decision i + 1, or the end of its episode
     after = np.where(ended, len(demos) + np.cumsum(ended) - 1, np.arange(len(demos)) + 1)
     index = torch.as_tensor(after, device=buffer.device)

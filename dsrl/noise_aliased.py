@@ -60,7 +60,7 @@ class NoiseAliasedSAC(SAC):
         soft_backup: pay for the actor's divergence in the target too (``backup="actor"`` only).
         lower_bound: no target falls below what an episode that terminated has earned from there on (sound where the
             simulator has little randomness of its own).
-        critic_reduction: of the ensemble on chunks, in targets and scores.
+        critic_reduction: of the ensemble on chunks, in targets; candidates are always rated by its minimum.
         target_range: what a return can be; targets are clamped to it.
         ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
         ent_coef_max: cap of the adapted one.
@@ -109,7 +109,7 @@ class NoiseAliasedSAC(SAC):
         backup: Backup = "max",
         soft_backup: bool = False,
         lower_bound: bool = True,
-        critic_reduction: Reduction = "min",
+        critic_reduction: Reduction = "mean",
         target_range: tuple[float, float] = (-float("inf"), float("inf")),
         ent_coef: str | float = "auto_0.05",
         ent_coef_max: float = float("inf"),
@@ -353,11 +353,11 @@ class NoiseAliasedSAC(SAC):
         """What :class:`~dsrl.steered.SelectingPolicy` must know: plain values."""
         space = self._steering().chunk_space
         low, high = (limit[0].tolist() for limit in (space.low, space.high))
-        return {"candidates": self.candidates, "reduction": self.critic_reduction, "low": low, "high": high}
+        return {"candidates": self.candidates, "low": low, "high": high}
 
     def score(self, cond: Tensor, chunks: Tensor) -> Tensor:
         """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""
-        return reduce_q(self.critic(cond, chunks), self.critic_reduction)  # type: ignore[arg-type,operator]
+        return reduce_q(self.critic(cond, chunks), "min")  # type: ignore[operator]
 
     # -- learning -------------------------------------------------------------------------------------------------
 

@@ -229,9 +229,11 @@ class SteeringReplayBuffer(ReplayBuffer):
             last = column["last"].long()
             at_end = {name: v.index_select(0, last) for name, v in self._columns.items() if name.startswith("next_")}
         obs, next_obs, reward = column["obs"], column["next_obs"], column["reward"]
+        end_obs = at_end.get("next_obs")
         if env is not None:
             obs, next_obs = (self._normal(env.normalize_obs, values) for values in (obs, next_obs))
             reward = self._normal(env.normalize_reward, reward)
+            end_obs = None if end_obs is None else self._normal(env.normalize_obs, end_obs)
         return SteeringSamples(
             observations=obs,
             actions=column["action"],
@@ -244,7 +246,7 @@ class SteeringReplayBuffer(ReplayBuffer):
             next_pool=self._pool_of(column, "next_pool"),
             earned=column["earned"][:, None],
             remaining=column["remaining"][:, None],
-            end_observations=at_end["next_obs"] if ends else None,
+            end_observations=end_obs,
             end_pool=self._pool_of(at_end, "next_pool") if ends else None,
         )
 

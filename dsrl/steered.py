@@ -120,7 +120,7 @@ class SelectingPolicy(SteeredPolicy):
         base: the frozen policy.
         actor: of the same agent; it does not act here, but is kept with it.
         critic: rates ``(cond, chunk)``.
-        choice: ``{"candidates": n, "reduction": "min", "low": [Da], "high": [Da]}``: the limits are those of the
+        choice: ``{"candidates": n, "low": [Da], "high": [Da]}``: the limits are those of the
             environment's actions, which chunks are clipped to before they are rated.
     """
 
@@ -153,7 +153,7 @@ class SelectingPolicy(SteeredPolicy):
         chunks = rearrange(chunks.clamp(self.low, self.high), "(b n) t d -> b n t d", n=n)
         # 2. the one of the highest pessimistic value
         q = self.critic(cond, rearrange(chunks, "b n t d -> b n (t d)"))
-        best = reduce_q(q, self.choice["reduction"]).argmax(dim=1)
+        best = reduce_q(q, "min").argmax(dim=1)
         return chunks[torch.arange(len(cond), device=cond.device), best]
 
     def config_dict(self) -> dict[str, Any]:

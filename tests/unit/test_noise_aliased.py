@@ -111,7 +111,7 @@ def batch_of(model: NoiseAliasedSAC, size: int = 64, **options):
 
 @pytest.mark.parametrize("backup", ["max", "mean"])
 def test_a_target_is_the_reward_and_the_discounted_value_of_the_next_pool(backup: str):
-    model = moved(agent(backup=backup, lower_bound=False))
+    model = moved(agent(backup=backup, lower_bound=False, critic_reduction="min"))
     model.learn(120)
     batch = batch_of(model)
     pooled = model.critic_target(batch.next_observations, batch.next_pool.chunks).amin(dim=0)
@@ -171,6 +171,7 @@ def test_where_the_chunk_is_the_noise_the_published_target_is_that_of_stock_sac(
     """Stock SAC with the same weights is given the same batch; what it regresses on is caught at its loss."""
     policy = Identity()
     settings = {"pool_size": 0, "backup": "actor", "soft_backup": True, "lower_bound": False, "deploy": "actor"}
+    settings |= {"critic_reduction": "min"}
     networks = {"n_critics": 2, "net_arch": [16, 16]}
     envs = toy_envs(bound=1.0, policy=policy)
     model = moved(agent(envs=envs, actor="box", policy_kwargs=networks, ent_coef=0.2, **settings))
@@ -215,7 +216,7 @@ def copy_weights(model: NoiseAliasedSAC, stock: SAC) -> None:
 
 
 def test_the_noise_critic_learns_to_say_what_the_critic_says_of_the_decoded_noise():
-    model = agent(learning_rate=3e-3, distill_noises=4)
+    model = agent(learning_rate=3e-3, distill_noises=4, critic_reduction="min")
     model.learn(200, log_interval=None)
     with torch.no_grad():
         for weights in model.critic.weights:
@@ -255,7 +256,7 @@ def test_every_loss_moves_its_own_network_only():
 
 
 def test_the_adapted_price_rises_while_the_actor_is_too_far_away_and_falls_again():
-    model = agent(ent_coef="auto_0.1", target_divergence=2.0, ent_coef_max=0.11)
+    model = agent(ent_coef="auto_0.1", target_divergence=2.0, ent_coef_max=0.11, ent_coef_learning_rate=3e-4)
     model.learn(60)
     prices = [model._price().item()]
     for divergence in (torch.full((16,), 0.5), torch.full((16,), 30.0)):

@@ -62,7 +62,7 @@ def make_selecting(base, space=None, candidates=3):
     torch.manual_seed(1)
     critic = CriticEnsemble(base.cond_dim, base.spec.n_action_steps * base.spec.action_dim, (32,), n_critics=3)
     limit = [0.5 + index for index in range(base.spec.action_dim)]
-    choice = {"candidates": candidates, "reduction": "min", "low": [-value for value in limit], "high": limit}
+    choice = {"candidates": candidates, "low": [-value for value in limit], "high": limit}
     return SelectingPolicy(base, actor, critic.requires_grad_(False), choice)
 
 
