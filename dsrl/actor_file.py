@@ -33,8 +33,8 @@ class _Layout:
 
 
 _LAYOUTS = {
-    # what acts is the averaged actor; its file says how it was built
-    "na": _Layout("average_actor.trunk.", "average_actor.mean.", "average_actor.log_std"),
+    # its file says how it was built
+    "na": _Layout("deployed_actor.trunk.", "deployed_actor.mean.", "deployed_actor.log_std"),
     "sac": _Layout("actor.latent_pi.", "actor.mu.", "actor.log_std", "silu", squash=True),
     "ppo": _Layout("mlp_extractor.policy_net.", "action_net.", "log_std", "tanh", squash=False),
 }

@@ -55,12 +55,12 @@ class NAConfig:
     target_divergence: float = 1.0
     """nats that an adapted price aims at: KL divergence of the Gaussian, minus the entropy of a boxed actor's noise"""
     average_decay: float = 0.998
-    """of the moving average of the actor, which is what is evaluated and kept"""
+    """of the moving average of the actor"""
     candidates: int = 8
     """noises of the prior from which the critics choose, where they do"""
     deploy: Literal["auto", "actor", "candidates"] = "auto"
     """what acts in the end: the mean of the averaged actor, the best of the candidates by the critics, or, in auto, the
-    candidates until the actor has done at least as well in episodes of training"""
+    candidates, and then copies of the averaged actor that did at least as well in episodes of training"""
     distill_noises: int = 2
     """noises of the pool per observation in a distillation step"""
     distill_after: int = 0

@@ -19,7 +19,7 @@ from dsrl.demo_mix import DemoMix
 from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.noise_losses import Backup, NoiseLosses
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.pilots import ACTOR, CANDIDATES, EXPLORE, Pilots
+from dsrl.pilots import CHALLENGER, EXPLORE, INCUMBENT, Pilots
 from dsrl.pools import Decoder, Pool
 from dsrl.replay import SteeringReplayBuffer, SteeringSamples
 from dsrl.sb3_logging import Means
@@ -73,11 +73,12 @@ class NoiseAliasedSAC(SAC):
         distill_after: 0 distils in every gradient step, before the actor moves; a number does so many distillation
             steps after all others, as published.
         distill_per_head: head i of Q_W follows head i of Q_A, as published; else all follow the reduced Q_A.
-        average_decay: of the moving average of the actor, which is what ``predict`` plays.
+        average_decay: of the moving average of the actor.
         candidates: noises of the prior among which the critics choose, where they do.
         deploy: what ``predict`` plays: ``actor``, the mean of the averaged actor; ``candidates``, the one of a few
             prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
-            candidates until the actor has done at least as well in episodes of training (:class:`~dsrl.pilots.Pilots`).
+            candidates, and then copies of the averaged actor that have done at least as well as what was deployed
+            before, in episodes of training (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
         decode_bfloat16: denoise pools in half the precision.
         compile_update: compile the losses; worth it on a GPU.
@@ -299,15 +300,21 @@ class NoiseAliasedSAC(SAC):
         noise = self.policy.explore(cond)
         if self.deploy == "actor":
             return noise
+        by_pilot = {EXPLORE: noise}
+        if CHALLENGER in pilots:
+            by_pilot[CHALLENGER] = self.policy.challenger(cond, torch.zeros_like(noise))
+        if INCUMBENT in pilots:
+            by_pilot[INCUMBENT] = self._incumbent(cond)
+        return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
+
+    def _incumbent(self, cond: Tensor) -> Tensor:
+        """The noise ``(n_envs, A)`` of what is deployed."""
+        if self.deployed == "actor":
+            return self.policy(cond, deterministic=True)
         assert self.replay_buffer is not None
         obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
         pool = self.replay_buffer.pool_for(obs) if self.pool_size >= self.candidates else None  # type: ignore[arg-type]
-        by_pilot = {
-            EXPLORE: noise,
-            ACTOR: self.policy.average_actor(cond, torch.zeros_like(noise)),
-            CANDIDATES: self.best_candidate(cond, pool),
-        }
-        return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
+        return self.best_candidate(cond, pool)
 
     def _store_transition(
         self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
@@ -317,7 +324,18 @@ class NoiseAliasedSAC(SAC):
             episode = infos[env].get("episode", {"r": reward[env]})
             self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
         if self.deploy == "auto" and dones.any():
-            self.deployed = "actor" if self.pilots.better(ACTOR, CANDIDATES) else "candidates"
+            self._judge()
+
+    def _judge(self) -> None:
+        """Deploy the challenger if it has earned it, and send the next one."""
+        succeeds = self.pilots.verdict()
+        if succeeds is None:
+            return
+        if succeeds:
+            self.policy.deployed_actor.load_state_dict(self.policy.challenger.state_dict())
+            self.deployed = "actor"
+        self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
+        self.pilots.next_challenger(succeeds=succeeds)
 
     def predict(
         self,
@@ -369,10 +387,13 @@ class NoiseAliasedSAC(SAC):
             for step in range(self.fit_updates + self.fit_actor_updates):
                 self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
             self.critic_target.load_state_dict(self.critic.state_dict())
+            self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
         for _ in range(gradient_steps):
             self._update(batch_size, log)
         for _ in range(self.distill_after):
             log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(self._batch(batch_size))))
+        if self.deploy == "actor":
+            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for pilot in self.pilots.results:

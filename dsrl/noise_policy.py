@@ -86,7 +86,10 @@ class NoiseAliasedPolicy(SACPolicy):
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        self.average_actor = deepcopy(self.actor).requires_grad_(False)
+        # its moving average; a copy of that which must prove itself; the last one that has
+        self.average_actor, self.challenger, self.deployed_actor = (
+            deepcopy(self.actor).requires_grad_(False) for _ in range(3)
+        )
         self.critic = CriticEnsemble(cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
         self.noise_critic = CriticEnsemble(cond_dim, noise_dim, self.hidden_dims, self.n_noise_critics, self.activation)
@@ -117,14 +120,14 @@ class NoiseAliasedPolicy(SACPolicy):
         return self.actor(cond, torch.randn(len(cond), self.actor.config["action_dim"], device=cond.device))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """Noise of the averaged actor."""
+        """Noise of the deployed actor."""
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         assert isinstance(observation, Tensor)
-        shape = (len(observation), self.average_actor.config["action_dim"])
+        shape = (len(observation), self.deployed_actor.config["action_dim"])
         eps = torch.zeros(shape, device=observation.device)
-        return self.average_actor(observation, eps if deterministic else torch.randn_like(eps))
+        return self.deployed_actor(observation, eps if deterministic else torch.randn_like(eps))
 
     def set_training_mode(self, mode: bool) -> None:
         """Nothing here behaves differently while training."""

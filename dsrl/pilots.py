@@ -6,25 +6,30 @@ from collections import deque
 
 import numpy as np
 
-BASE, ACTOR, CANDIDATES, EXPLORE = "base", "actor", "candidates", "explore"
+BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explore"
 
 
 class Pilots:
-    """Takes turns, episode by episode, and keeps the last results of every pilot.
+    """Takes turns, episode by episode, and decides when what is deployed gives way.
 
-    The mean of the actor, the choice among candidates and the learning actor's draws fly a third of the training
-    episodes each. These are episodes that are learned from anyhow, so the comparison costs no env step.
+    Half of the training episodes are flown by a challenger, a frozen copy of the averaged actor; a quarter by the
+    incumbent, which is what would be deployed; a quarter by the learning actor's own draws. A challenger that has done
+    at least as well as the incumbent succeeds it; either way the next one is a newer copy. These are episodes that are
+    learned from anyhow, so the comparison costs no env step.
 
     Args:
-        window: results that are kept per pilot.
-        trust: results without which a pilot is not trusted.
+        window: last results that count for an incumbent.
+        trust: results without which an incumbent cannot be beaten.
+        trials: results that a challenger is judged by, the first time and later: the first incumbent is no actor, and
+            hardly better than the base policy.
     """
 
-    TURNS = (ACTOR, CANDIDATES, EXPLORE)
+    TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
 
-    def __init__(self, window: int = 20, trust: int = 4):
-        self.window, self.trust = window, trust
+    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (4, 10)):
+        self.window, self.trust, self.trials = window, trust, trials
         self.results: dict[str, deque[float]] = {}
+        self.successions = 0
         self._turn = 0
         self._warming_up = True
         self._flying: list[str] = []
@@ -47,9 +52,22 @@ class Pilots:
 
     def mean(self, pilot: str) -> float:
         """Of the last results; NaN without any."""
-        return float(np.mean(self.results[pilot])) if pilot in self.results else float("nan")
+        return float(np.mean(self.results[pilot])) if self.results.get(pilot) else float("nan")
 
-    def better(self, pilot: str, other: str) -> bool:
-        """Whether ``pilot`` has done at least as well as ``other``, both over enough episodes to be trusted."""
-        enough = all(len(self.results.get(name, ())) >= self.trust for name in (pilot, other))
-        return enough and self.mean(pilot) >= self.mean(other)
+    def verdict(self) -> bool | None:
+        """Whether the challenger has done at least as well as the incumbent; None while too little is known."""
+        flown, needed = len(self.results.get(CHALLENGER, ())), self.trials[self.successions > 0]
+        if flown < needed or len(self.results.get(INCUMBENT, ())) < self.trust:
+            return None
+        return self.mean(CHALLENGER) >= self.mean(INCUMBENT)
+
+    def next_challenger(self, *, succeeds: bool) -> None:
+        """Another challenger begins; the one before is the incumbent now, with its results, if it ``succeeds``."""
+        gone = {CHALLENGER}
+        challenged = self.results.pop(CHALLENGER)
+        if succeeds:
+            self.results[INCUMBENT] = challenged
+            self.successions += 1
+            gone.add(INCUMBENT)
+        # an episode that one has begun and another ends belongs to neither
+        self._flying = [EXPLORE if pilot in gone else pilot for pilot in self._flying]

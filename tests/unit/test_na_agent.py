@@ -35,7 +35,8 @@ def test_the_warm_up_plays_the_prior_inside_the_box():
 
 def test_what_the_candidates_play_is_the_best_of_the_pool_that_is_stored():
     model = agent(learning_starts=40, fit_updates=20)
-    model.pilots.TURNS = ("candidates",)
+    model.pilots.TURNS = ("incumbent",)
+    model.pilots.trust = 10_000  # nobody else
     model.learn(400)
     batch = model.replay_buffer.at(torch.arange(model.replay_buffer.rows))
     played_from_pool = (batch.pool.actions == batch.actions[:, None]).all(dim=2)
@@ -53,15 +54,31 @@ def test_an_agent_that_has_flown_nothing_deploys_the_candidates():
     assert noise.shape == (2, NOISE) and one.shape == (NOISE,)
 
 
-def test_the_actor_is_deployed_once_its_episodes_are_as_good():
-    model = agent()
+def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
+    model = agent(average_decay=0.0, learning_rate=1e-2)
     model.learn(60)
-    for failures, deployed in ((1, "candidates"), (0, "actor")):
-        results = {"candidates": [1.0] * 4, "actor": [1.0] * 4 + [0.0] * failures}
-        model.pilots.results = {name: deque(values) for name, values in results.items()}
+    for successes, deployed in ((3, "candidates"), (4, "actor"), (3, "actor")):
+        before = moments(model, "deployed_actor")
+        challenger = moments(model, "challenger")
+        model.train(5, 16)  # the actor goes on, the challenger does not
+        model.pilots.results = {
+            "incumbent": deque([1.0] * 4),
+            "challenger": deque([1.0] * successes + [0.0] * (4 - successes)),
+        }
+        model.pilots.trials = (4, 4)
         model.pilots.start(2, warming_up=True)  # what ends now is nobody's
         finish_episodes(model)
         assert model.deployed == deployed
+        expected = challenger if successes == 4 else before
+        assert torch.equal(moments(model, "deployed_actor"), expected)
+        assert torch.equal(moments(model, "challenger"), moments(model, "average_actor")), "the next one is newer"
+        assert not torch.equal(moments(model, "challenger"), challenger)
+
+
+def moments(model: NoiseAliasedSAC, actor: str) -> torch.Tensor:
+    """What this actor says of a few observations."""
+    cond = torch.randn(8, COND, generator=torch.Generator().manual_seed(0))
+    return torch.cat(getattr(model.policy, actor).moments(cond)).detach()
 
 
 def finish_episodes(model: NoiseAliasedSAC) -> None:

@@ -1,8 +1,11 @@
 """Who flew an episode gets the credit for it, and only enough of them decide."""
 
 import math
+from collections import deque
 
-from dsrl.pilots import ACTOR, BASE, CANDIDATES, EXPLORE, Pilots
+import pytest
+
+from dsrl.pilots import BASE, CHALLENGER, EXPLORE, INCUMBENT, Pilots
 
 
 def fly(pilots: Pilots, result: float = 1.0) -> str:
@@ -35,13 +38,13 @@ def test_an_episode_that_the_warm_up_began_is_credited_to_no_pilot():
     assert pilots.start(2, warming_up=False) == [EXPLORE, EXPLORE], "it is played to its end by whoever explores"
     pilots.landed(1, 1.0)
     assert list(pilots.results) == [BASE]
-    assert pilots.start(2, warming_up=False) == [EXPLORE, ACTOR], "the other environment still plays its first one"
+    assert pilots.start(2, warming_up=False) == [EXPLORE, CHALLENGER], "the other environment still plays its first one"
 
 
-def test_the_pilots_fly_a_third_of_the_episodes_each():
+def test_half_of_the_episodes_try_the_challenger():
     pilots = after_warm_up()
-    flown = [fly(pilots) for _ in range(30)]
-    assert {pilot: flown.count(pilot) for pilot in flown} == {ACTOR: 10, CANDIDATES: 10, EXPLORE: 10}
+    flown = [fly(pilots) for _ in range(40)]
+    assert {pilot: flown.count(pilot) for pilot in flown} == {CHALLENGER: 20, INCUMBENT: 10, EXPLORE: 10}
 
 
 def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
@@ -51,11 +54,11 @@ def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
     for env in range(3):
         pilots.landed(env, 0.0)
     flying = pilots.start(3, warming_up=False)
-    assert sorted(flying) == sorted([ACTOR, CANDIDATES, EXPLORE])
+    assert flying == [CHALLENGER, INCUMBENT, CHALLENGER]
     assert pilots.start(3, warming_up=False) == flying
     pilots.landed(2, 1.0)
     assert pilots.start(3, warming_up=False)[:2] == flying[:2]
-    assert list(pilots.results[flying[2]]) == [1.0]
+    assert list(pilots.results[CHALLENGER]) == [1.0]
 
 
 def test_only_the_last_results_count():
@@ -66,18 +69,49 @@ def test_only_the_last_results_count():
     assert pilots.mean(BASE) == 0.0
 
 
-def test_nobody_is_better_before_both_have_flown_enough():
-    pilots = after_warm_up()
-    assert math.isnan(pilots.mean(ACTOR)) and not pilots.better(ACTOR, CANDIDATES)
-    while len(pilots.results.get(CANDIDATES, ())) < pilots.trust:
-        assert not pilots.better(ACTOR, CANDIDATES) and not pilots.better(CANDIDATES, ACTOR)
-        fly(pilots)
-    assert pilots.better(ACTOR, CANDIDATES) and pilots.better(CANDIDATES, ACTOR), "as good is good enough"
+def judged(challenger: list[float], incumbent: list[float], *, successions: int = 0) -> bool | None:
+    pilots = Pilots(trust=2, trials=(3, 5))
+    pilots.successions = successions
+    pilots.results = {CHALLENGER: deque(challenger), INCUMBENT: deque(incumbent)}
+    return pilots.verdict()
 
 
-def test_the_better_one_is_the_one_with_the_higher_mean():
+def test_nobody_is_judged_before_both_have_flown_enough():
+    assert math.isnan(after_warm_up().mean(CHALLENGER)) and after_warm_up().verdict() is None
+    assert judged([1.0] * 3, [0.0]) is None
+    assert judged([1.0] * 2, [0.0] * 2) is None
+    assert judged([1.0] * 3, [0.0] * 2) is True
+
+
+def test_who_follows_an_actor_must_fly_more():
+    assert judged([1.0] * 4, [0.0] * 2, successions=1) is None
+    assert judged([1.0] * 5, [0.0] * 2, successions=1) is True
+
+
+@pytest.mark.parametrize(("results", "verdict"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
+def test_as_good_is_good_enough(results: list[float], verdict: bool):
+    assert judged(results, [1.0, 1.0, 0.0]) is verdict
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_the_next_challenger_begins_with_nothing(succeeds: bool):
     pilots = after_warm_up()
-    for _ in range(24):
+    for _ in range(6):
         (pilot,) = pilots.start(1, warming_up=False)
-        pilots.landed(0, 1.0 if pilot == ACTOR else 0.5)
-    assert pilots.better(ACTOR, CANDIDATES) and not pilots.better(CANDIDATES, ACTOR)
+        pilots.landed(0, 1.0 if pilot == CHALLENGER else 0.5)
+    pilots.next_challenger(succeeds=succeeds)
+    assert CHALLENGER not in pilots.results and pilots.successions == succeeds
+    assert pilots.mean(INCUMBENT) == (1.0 if succeeds else 0.5)
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_an_episode_that_somebody_else_began_counts_for_nobody(succeeds: bool):
+    pilots = Pilots()
+    pilots.start(3, warming_up=True)
+    pilots.start(3, warming_up=False)
+    for env in range(3):
+        pilots.landed(env, 0.0)
+    pilots.results[CHALLENGER] = deque([1.0])
+    pilots.next_challenger(succeeds=succeeds)
+    now = pilots.start(3, warming_up=False)
+    assert now == [EXPLORE, EXPLORE if succeeds else INCUMBENT, EXPLORE]
