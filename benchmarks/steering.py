@@ -64,7 +64,8 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
         return ["--preset", "reference"]
     if method == "na-demos":
         return ["--algo", "na", "--demos", str(demonstrations(TASKS[task], bases))]
-    return ["--algo", method]
+    # what suited them best on Lift
+    return ["--algo", method, "--gamma", "0.97"]
 
 
 def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:

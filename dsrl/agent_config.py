@@ -14,8 +14,8 @@ class NAConfig:
 
     learning_rate: float = 3e-4
     """of actor and critics"""
-    updates_per_env_step: float = 1.25
-    """gradient steps per env step; 1.25 is five per chunk of four"""
+    updates_per_env_step: float = 0.5
+    """gradient steps per env step; 0.5 is two per chunk of four"""
     updates_per_chunk: float | None = None
     """as published: gradient steps per decision instead, however many env steps it takes"""
     batch_size: int = 128
@@ -50,10 +50,11 @@ class NAConfig:
     """price of a nat away from the prior: a number, or 'auto_0.1' to adapt it from 0.1 on"""
     ent_coef_max: float = float("inf")
     """cap of an adapted price"""
-    ent_coef_learning_rate: float = 0.03
+    ent_coef_learning_rate: float = 0.01
     """of an adapted price"""
-    target_divergence: float = 1.0
-    """nats that an adapted price aims at: KL divergence of the Gaussian, minus the entropy of a boxed actor's noise"""
+    target_divergence: float = 0.03
+    """nats per dimension of the noise that an adapted price aims at: KL divergence of the Gaussian, minus the entropy
+    of a boxed actor's noise"""
     average_decay: float = 0.998
     """of the moving average of the actor"""
     candidates: int = 8

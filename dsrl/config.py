@@ -70,7 +70,7 @@ class FinetuneConfig:
     if they stood in the replay buffer from the start"""
     demo_share: float = 0.25
     """of a batch, for ratio, and for decay at the start"""
-    gamma: float = 0.97
+    gamma: float = 0.99
     """discount per env step; about 1 - 1/T for a task that takes T env steps (Lift takes 30)"""
     reward: Reward = "auto"
     """success: +1 and the end at success; step-cost: -1 until success; dense: the simulator's own.

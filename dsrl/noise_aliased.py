@@ -65,8 +65,8 @@ class NoiseAliasedSAC(SAC):
         ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
         ent_coef_max: cap of the adapted one.
         ent_coef_learning_rate: of the adapted one.
-        target_divergence: nats that the adapted price aims at: the KL divergence of a Gaussian actor, minus the entropy
-            of a boxed one.
+        target_divergence: nats per dimension of the noise that the adapted price aims at: the KL divergence of a
+            Gaussian actor, minus the entropy of a boxed one.
         fit_updates: critic updates on the warm-up decisions, before the first steered one.
         fit_actor_updates: actor updates after them.
         distill_noises: noises per observation and distillation step.
@@ -114,8 +114,8 @@ class NoiseAliasedSAC(SAC):
         target_range: tuple[float, float] = (-float("inf"), float("inf")),
         ent_coef: str | float = "auto_0.05",
         ent_coef_max: float = float("inf"),
-        ent_coef_learning_rate: float = 0.03,
-        target_divergence: float = 1.0,
+        ent_coef_learning_rate: float = 0.01,
+        target_divergence: float = 0.03,
         fit_updates: int = 200,
         fit_actor_updates: int = 150,
         distill_noises: int = 2,
@@ -141,6 +141,7 @@ class NoiseAliasedSAC(SAC):
         self.critic_reduction = critic_reduction
         self.target_range = target_range
         self.ent_coef_max, self.ent_coef_learning_rate = ent_coef_max, ent_coef_learning_rate
+        self.target_divergence = target_divergence
         self.fit_updates, self.fit_actor_updates = fit_updates, fit_actor_updates
         self.distill_noises, self.distill_after = distill_noises, distill_after
         self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
@@ -170,8 +171,6 @@ class NoiseAliasedSAC(SAC):
             replay_buffer_class=SteeringReplayBuffer,
             replay_buffer_kwargs=replay_buffer_kwargs,
             ent_coef=ent_coef,
-            # stable-baselines3's name for what the temperature aims at
-            target_entropy=-target_divergence,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -188,6 +187,9 @@ class NoiseAliasedSAC(SAC):
             self.policy_kwargs["chunk_dim"] = chunk_dim
             kept = {"gamma": self.gamma, "chunk_dim": chunk_dim, "pool_size": self.pool_size}
             self.replay_buffer_kwargs = {**kept, **self.replay_buffer_kwargs}
+        assert self.action_space.shape is not None
+        # stable-baselines3's name for what the temperature aims at
+        self.target_entropy = -self.target_divergence * self.action_space.shape[0]  # type: ignore[assignment]
         super()._setup_model()
         if self.ent_coef_optimizer is not None:
             self.ent_coef_optimizer.param_groups[0]["lr"] = self.ent_coef_learning_rate
@@ -302,7 +304,7 @@ class NoiseAliasedSAC(SAC):
             return noise
         by_pilot = {EXPLORE: noise}
         if CHALLENGER in pilots:
-            by_pilot[CHALLENGER] = self.policy.challenger(cond, torch.zeros_like(noise))
+            by_pilot[CHALLENGER] = self.policy.average_actor(cond, torch.zeros_like(noise))
         if INCUMBENT in pilots:
             by_pilot[INCUMBENT] = self._incumbent(cond)
         return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
@@ -323,19 +325,13 @@ class NoiseAliasedSAC(SAC):
         for env in np.flatnonzero(dones):
             episode = infos[env].get("episode", {"r": reward[env]})
             self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
-        if self.deploy == "auto" and dones.any():
-            self._judge()
-
-    def _judge(self) -> None:
-        """Deploy the challenger if it has earned it, and send the next one."""
-        succeeds = self.pilots.verdict()
-        if succeeds is None:
+        if self.deploy != "auto" or not dones.any():
             return
-        if succeeds:
-            self.policy.deployed_actor.load_state_dict(self.policy.challenger.state_dict())
+        if self.pilots.succession():
+            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
             self.deployed = "actor"
-        self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
-        self.pilots.next_challenger(succeeds=succeeds)
+        elif self.pilots.relapse():
+            self.deployed = "candidates"
 
     def predict(
         self,
@@ -387,7 +383,6 @@ class NoiseAliasedSAC(SAC):
             for step in range(self.fit_updates + self.fit_actor_updates):
                 self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
             self.critic_target.load_state_dict(self.critic.state_dict())
-            self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
         for _ in range(gradient_steps):
             self._update(batch_size, log)
         for _ in range(self.distill_after):

@@ -12,21 +12,22 @@ BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explo
 class Pilots:
     """Takes turns, episode by episode, and decides when what is deployed gives way.
 
-    Half of the training episodes are flown by a challenger, a frozen copy of the averaged actor; a quarter by the
-    incumbent, which is what would be deployed; a quarter by the learning actor's own draws. A challenger that has done
-    at least as well as the incumbent succeeds it; either way the next one is a newer copy. These are episodes that are
-    learned from anyhow, so the comparison costs no env step.
+    Half of the training episodes are flown by the challenger, the averaged actor as it is; a quarter by the incumbent,
+    which is what would be deployed; a quarter by the learning actor's own draws. Whenever the challenger's last
+    episodes have gone at least as well as the incumbent's, a copy of it is the next incumbent, with these results. One
+    that turns out to do worse than the base policy did in the warm-up gives way to the first incumbent again. All of
+    them are episodes that are learned from anyhow, so the comparison costs no env step.
 
     Args:
-        window: last results that count for an incumbent.
+        window: last results of an incumbent that count.
         trust: results without which an incumbent cannot be beaten.
-        trials: results that a challenger is judged by, the first time and later: the first incumbent is no actor, and
-            hardly better than the base policy.
+        trials: last results of the challenger that count, the first time and later: the first incumbent is the choice
+            among candidates, often little better than the base policy.
     """
 
     TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
 
-    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (4, 10)):
+    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10)):
         self.window, self.trust, self.trials = window, trust, trials
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
@@ -54,20 +55,30 @@ class Pilots:
         """Of the last results; NaN without any."""
         return float(np.mean(self.results[pilot])) if self.results.get(pilot) else float("nan")
 
-    def verdict(self) -> bool | None:
-        """Whether the challenger has done at least as well as the incumbent; None while too little is known."""
-        flown, needed = len(self.results.get(CHALLENGER, ())), self.trials[self.successions > 0]
-        if flown < needed or len(self.results.get(INCUMBENT, ())) < self.trust:
-            return None
-        return self.mean(CHALLENGER) >= self.mean(INCUMBENT)
+    def succession(self) -> bool:
+        """Whether the challenger has done at least as well as the incumbent; if so it begins to be the incumbent."""
+        challenger, needed = list(self.results.get(CHALLENGER, ())), self.trials[self.successions > 0]
+        if len(challenger) < needed or len(self.results.get(INCUMBENT, ())) < self.trust:
+            return False
+        latest = challenger[-self.trials[1] :]
+        if np.mean(latest) < self.mean(INCUMBENT):
+            return False
+        self.successions += 1
+        self.results[INCUMBENT] = deque(latest, maxlen=self.window)
+        self._orphan()
+        return True
 
-    def next_challenger(self, *, succeeds: bool) -> None:
-        """Another challenger begins; the one before is the incumbent now, with its results, if it ``succeeds``."""
-        gone = {CHALLENGER}
-        challenged = self.results.pop(CHALLENGER)
-        if succeeds:
-            self.results[INCUMBENT] = challenged
-            self.successions += 1
-            gone.add(INCUMBENT)
-        # an episode that one has begun and another ends belongs to neither
-        self._flying = [EXPLORE if pilot in gone else pilot for pilot in self._flying]
+    def relapse(self) -> bool:
+        """Whether the incumbent has proved worse than the base policy; if so the first one begins anew."""
+        if not self.successions or len(self.results[INCUMBENT]) <= self.trials[1]:
+            return False
+        if not self.mean(INCUMBENT) < self.mean(BASE):
+            return False
+        self.successions = 0
+        del self.results[INCUMBENT], self.results[CHALLENGER]
+        self._orphan()
+        return True
+
+    def _orphan(self) -> None:
+        """What another incumbent has begun says nothing about this one."""
+        self._flying = [EXPLORE if pilot == INCUMBENT else pilot for pilot in self._flying]

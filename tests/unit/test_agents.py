@@ -78,7 +78,7 @@ def test_sac_bootstraps_with_the_discount_of_the_buffer(monkeypatch):
     model.train(1, batch_size=64)
     expected = batches[0].rewards + (1 - batches[0].dones) * batches[0].discounts
     torch.testing.assert_close(targets[0], expected)
-    torch.testing.assert_close(batches[0].discounts.min(), torch.tensor(0.97**4))
+    torch.testing.assert_close(batches[0].discounts.min(), torch.tensor(0.99**4))
 
 
 def test_warm_up_plays_the_prior_and_stores_what_was_played(monkeypatch):

@@ -256,7 +256,7 @@ def test_every_loss_moves_its_own_network_only():
 
 
 def test_the_adapted_price_rises_while_the_actor_is_too_far_away_and_falls_again():
-    model = agent(ent_coef="auto_0.1", target_divergence=2.0, ent_coef_max=0.11, ent_coef_learning_rate=3e-4)
+    model = agent(ent_coef="auto_0.1", target_divergence=2.0 / NOISE, ent_coef_max=0.11, ent_coef_learning_rate=3e-4)
     model.learn(60)
     prices = [model._price().item()]
     for divergence in (torch.full((16,), 0.5), torch.full((16,), 30.0)):
