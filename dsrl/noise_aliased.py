@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dsrl.critics import Reduction, reduce_q
+from dsrl.critics import Reduction
 from dsrl.demo_mix import DemoMix
 from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.noise_losses import Backup, NoiseLosses
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.pilots import CHALLENGER, EXPLORE, INCUMBENT, Pilots
-from dsrl.pools import Decoder, Pool
+from dsrl.piloted import Deploy, PilotedSAC
+from dsrl.pilots import Pilots
+from dsrl.pools import Decoder
 from dsrl.replay import SteeringReplayBuffer, SteeringSamples
 from dsrl.sb3_logging import Means
 
-Deploy = Literal["auto", "actor", "candidates"]
 
-
-class NoiseAliasedSAC(SAC):
+class NoiseAliasedSAC(PilotedSAC):
     """Noise-aliased SAC (arXiv 2506.15799, algorithm 1), called like stable-baselines3's SAC.
 
     ::
@@ -89,8 +85,6 @@ class NoiseAliasedSAC(SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": NoiseAliasedPolicy}
-    policy: NoiseAliasedPolicy  # type: ignore[assignment]
-    replay_buffer: SteeringReplayBuffer | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -239,18 +233,6 @@ class NoiseAliasedSAC(SAC):
             self.losses = self.losses.compiled()
         self.replay_buffer.decoder = self.decoder
 
-    def _steering(self) -> Any:
-        """What denoises in the environment.
-
-        Raises:
-            DsrlError: when the environment is not a steered one.
-        """
-        assert self.env is not None
-        steering = getattr(self.env, "steering", None) or _of_first(self.env)
-        if steering is None:
-            raise DsrlError("noise-aliased SAC learns in a steered environment; wrap yours in SteeredVecEnv")
-        return steering
-
     def new_buffer(self, rows: int) -> SteeringReplayBuffer:
         """An empty buffer of the kind that this agent learns from, for demonstrations for one."""
         assert self.replay_buffer_kwargs is not None
@@ -280,100 +262,6 @@ class NoiseAliasedSAC(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, tensors = super()._get_torch_save_params()
         return [*names, "policy.noise_critic.optimizer"], tensors
-
-    # -- acting ---------------------------------------------------------------------------------------------------
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        warming_up = self.num_timesteps < learning_starts
-        pilots = self.pilots.start(n_envs, warming_up=warming_up)
-        if warming_up:
-            noise = self.decoder.prior(n_envs)
-        else:
-            cond = torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
-            noise = self._fly(cond, pilots)
-        played = noise.cpu().numpy()
-        return played, played / self.policy.bound
-
-    @torch.no_grad()
-    def _fly(self, cond: Tensor, pilots: Sequence[str]) -> Tensor:
-        """Noise ``(n_envs, A)``: of every environment's pilot, or of the actor alone where that is what is deployed."""
-        noise = self.policy.explore(cond)
-        if self.deploy == "actor":
-            return noise
-        by_pilot = {EXPLORE: noise}
-        if CHALLENGER in pilots:
-            by_pilot[CHALLENGER] = self.policy.average_actor(cond, torch.zeros_like(noise))
-        if INCUMBENT in pilots:
-            by_pilot[INCUMBENT] = self._incumbent(cond)
-        return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
-
-    def _incumbent(self, cond: Tensor) -> Tensor:
-        """The noise ``(n_envs, A)`` of what is deployed."""
-        if self.deployed == "actor":
-            return self.policy(cond, deterministic=True)
-        assert self.replay_buffer is not None
-        obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
-        pool = self.replay_buffer.pool_for(obs) if self.pool_size >= self.candidates else None  # type: ignore[arg-type]
-        return self.best_candidate(cond, pool)
-
-    def _store_transition(
-        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        for env in np.flatnonzero(dones):
-            episode = infos[env].get("episode", {"r": reward[env]})
-            self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
-        if self.deploy != "auto" or not dones.any():
-            return
-        if self.pilots.succession():
-            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
-            self.deployed = "actor"
-        elif self.pilots.relapse():
-            self.deployed = "candidates"
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The noise that is deployed; the candidates are drawn anew every time, also when it is deterministic.
-
-        Raises:
-            DsrlError: when candidates are to be decoded and there is no environment with the base policy.
-        """
-        if self.deployed == "actor":
-            return super().predict(observation, state, episode_start, deterministic)
-        if self.env is None:
-            raise DsrlError(
-                "this agent chooses among decoded candidates; give it its steered environment: set_env(env)"
-            )
-        cond, vectorized = self.policy.obs_to_tensor(observation)
-        assert isinstance(cond, Tensor)
-        with torch.no_grad():
-            noise = self.best_candidate(cond).cpu().numpy()
-        return (noise if vectorized else noise[0]), state
-
-    def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:
-        """``(B, C)`` -> the noise ``(B, A)`` of highest pessimistic value, of a pool or freshly drawn."""
-        pool = pool or self.decoder(cond, self.candidates)
-        best = self.score(cond, pool.chunks[:, : self.candidates]).argmax(dim=1)
-        return pool.actions[torch.arange(len(cond), device=cond.device), best] * self.policy.bound
-
-    def choice(self) -> dict[str, Any]:
-        """What :class:`~dsrl.steered.SelectingPolicy` must know: plain values."""
-        space = self._steering().chunk_space
-        low, high = (limit[0].tolist() for limit in (space.low, space.high))
-        return {"candidates": self.candidates, "low": low, "high": high}
-
-    def score(self, cond: Tensor, chunks: Tensor) -> Tensor:
-        """``(B, C), (B, M, Ta * Da)`` -> the pessimistic value of every chunk, ``(B, M)``."""
-        return reduce_q(self.critic(cond, chunks), "min")  # type: ignore[operator]
-
-    # -- learning -------------------------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """``gradient_steps`` times: critics on chunks, their distillation, the actor."""
@@ -456,12 +344,3 @@ class NoiseAliasedSAC(SAC):
 def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     """``average <- decay * average + (1 - decay) * network``."""
     get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)
-
-
-def _of_first(env: VecEnv) -> Any:
-    """The steering of environments that are steered one by one."""
-    try:
-        found: Iterable[Any] = env.get_attr("steering", indices=[0])
-        return next(iter(found))
-    except AttributeError:
-        return None

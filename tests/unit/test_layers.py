@@ -11,7 +11,7 @@ _LEVELS = {
     0: """policy noise data networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools""",
     1: "diffusion guidance values steered replay noise_policy",
-    2: "noise_losses demo_mix",
+    2: "noise_losses demo_mix piloted",
     3: "noise_aliased agents actor_file",
     4: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
     5: "cli commands",
