@@ -118,7 +118,7 @@ def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
             weights = archive.read("policy.pth")
         facts = {**data["steering"], "deployed": data.get("deployed", "actor")}
         state = torch.load(io.BytesIO(weights), map_location=policy.device, weights_only=True)
-        actor, steers = actor_from_state(state, facts), str(facts["base_policy_sha256"])
+        steers = str(facts["base_policy_sha256"])
     except _DAMAGE as damage:
         reason = (str(damage) or type(damage).__name__).splitlines()[0]
         raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {reason}") from damage
@@ -131,6 +131,6 @@ def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
         steered = steered_from_state(policy, state, facts)
     except (KeyError, RuntimeError, TypeError, ValueError) as misfit:
         raise DsrlError(f"{path} does not say which noise it chooses, or was edited by hand: {misfit}") from misfit
-    if not all(torch.isfinite(parameter).all() for parameter in actor.parameters()):
+    if not all(torch.isfinite(parameter).all() for parameter in steered.actor.parameters()):
         raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
     return steered

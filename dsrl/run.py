@@ -33,6 +33,7 @@ the time that training took, evaluations left out; CPU seconds are those of the 
 
 _REQUIRED = ("config.yaml", "environment.json", "base_policy.json", "evaluations.csv", "checkpoints")
 _OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png", "comparison.json", "tb")
+_KNOWN = frozenset({*_REQUIRED, *_OPTIONAL})
 
 
 @dataclass(frozen=True)
@@ -200,17 +201,15 @@ class RunFolder:
             raise DsrlError(
                 f"{self.path} is not empty (it has {found[0]}); choose another folder, or replace it with --overwrite"
             )
-        known = {*_REQUIRED, *_OPTIONAL}
-        if "base_policy.json" not in found and not known.issuperset(found):
+        if "base_policy.json" not in found and not _KNOWN.issuperset(found):
             raise DsrlError(f"{self.path} holds something that is not a run ({found[0]}); choose another folder")
 
     def _make_room(self, force: bool) -> None:
         self.check_room(force)
-        known = {*_REQUIRED, *_OPTIONAL}
         for entry in self.path.iterdir() if self.path.exists() else ():
-            if entry.name in known and entry.is_dir():
+            if entry.name in _KNOWN and entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name in known:
+            elif entry.name in _KNOWN:
                 entry.unlink()
 
 
