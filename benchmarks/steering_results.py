@@ -27,7 +27,14 @@ FINAL_COLUMNS = (
 _TEXT = ("task", "method", "policy", "base_sha256", "commit")
 
 # Okabe and Ito: told apart by everybody
-_COLOURS = {"na": "#0072B2", "na-demos": "#009E73", "sac": "#E69F00", "ppo": "#CC79A7", "reference": "#D55E00"}
+_COLOURS = {
+    "na": "#0072B2",
+    "na-exact": "#56B4E9",
+    "na-demos": "#009E73",
+    "sac": "#E69F00",
+    "ppo": "#CC79A7",
+    "reference": "#D55E00",
+}
 _GREY = "#6b6b6b"
 
 

@@ -18,7 +18,7 @@ REFERENCE = "reference"
 _HINDSIGHT = "best of 8 noises, in hindsight"
 _CONTROLS = ("base, N(0, I)", "zero noise", "half the noise", _HINDSIGHT)
 _TASKS = ("lift", "can", "pick-place", "hand-insert", "hammer")
-_METHODS = ("na", "na-demos", "sac", "ppo", REFERENCE)
+_METHODS = ("na", "na-exact", "na-demos", "sac", "ppo", REFERENCE)
 
 _BASE_TEXT = """\
 Base policies and what needs no learning, seed 0 on its 100 fresh episodes. The level is 90 %, or the best of 8 noises
@@ -26,7 +26,7 @@ where that is less."""
 _METHOD_TEXT = """\
 Env steps and CPU seconds of training to the first evaluation (50 episodes) at the level: median over seeds, all seeds
 in brackets. First: the first steered evaluation, median; off-policy agents have it right after their warm-up. Lowest:
-the lowest evaluation minus the base policy, worst seed. Final: best agent on 100 fresh episodes. Ratios are to the
+the lowest evaluation minus the base policy, worst seed. Final: last agent on 100 fresh episodes. Ratios are to the
 reference: 0.25 is a quarter of it. A seed that never reaches the level counts as more than its budget, so that `>` and
 `<` are bounds."""
 
@@ -44,7 +44,7 @@ class Seed:
     dip: float
     """lowest evaluation on the way minus the base policy on the same episodes"""
     final: float
-    """success of the best agent on fresh episodes"""
+    """success of the last agent on fresh episodes"""
 
 
 def level_of(task: str, final: Sequence[Row]) -> float:
