@@ -32,7 +32,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 def probe(config: ProbeConfig) -> None:
     """``dsrl probe``"""
-    policy = load_policy(config.checkpoint, device=config.device)
+    policy = load_policy(config.checkpoint, **vars(config.load), device=config.device)
     shape = policy.spec.noise_shape
     spaces = reduced_spaces(shape, config.bound) if config.noise_spaces else []
     if config.noise_spaces and not spaces:
@@ -58,7 +58,7 @@ def inspect(config: InspectConfig) -> None:
     """``dsrl inspect``"""
     table = Table("", "", show_header=False, title=str(config.checkpoint))
     table.columns[1].overflow = "fold"  # a hash that is cut off is of no use
-    for name, value in describe(config.checkpoint):
+    for name, value in describe(config.checkpoint, config.load):
         table.add_row(name, value)
     Console().print(table)
 
@@ -98,7 +98,7 @@ def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None
     if config.target.is_dir():
         steered, known = load_run(config.target, config.agent, config.device)
         return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
-    policy = load_policy(config.target, device=config.device)
+    policy = load_policy(config.target, **vars(config.load), device=config.device)
     env = environment_of(policy, config.env)
     return (policy.base, policy, env) if isinstance(policy, SteeredPolicy) else (policy, None, env)
 
@@ -111,7 +111,7 @@ def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpe
     """
     folder = RunFolder.open(path)
     facts = folder.read_base_policy()
-    base = load_policy(facts["path"], device=device)
+    base = load_policy(facts["path"], **facts.get("load", {}), device=device)
     if base.spec.sha256 != facts["sha256"]:
         raise DsrlError(
             f"{facts['path']} is no longer the base policy of this run: its weights hash to {base.spec.sha256[:12]}, "

@@ -40,11 +40,32 @@ class NoiseSpaceConfig:
 
 
 @dataclass(frozen=True)
+class LoadConfig:
+    """How a checkpoint of another program is read; files of ``dsrl pretrain`` need none of it."""
+
+    format: str = "auto"
+    """of the checkpoint; auto finds it out from the file"""
+    config: Path | None = None
+    """DPPO's hydra YAML; left out: the one beside the checkpoint"""
+    normalization: Path | None = None
+    """DPPO's normalization.npz; left out: the one beside the checkpoint"""
+    weights: Literal["ema", "model"] = "ema"
+    """the moving average, where there is one, or the raw weights"""
+    sampling_steps: int | None = None
+    """denoise with DDIM in this many steps, whatever the file says; that is another policy"""
+
+    def __post_init__(self) -> None:
+        if self.sampling_steps is not None and self.sampling_steps < 1:
+            raise DsrlError(f"--load.sampling-steps is {self.sampling_steps}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Steer a frozen policy: an agent learns which noise it should start from."""
 
     base_policy: Path | None = None
     """checkpoint of the policy to steer; it is never changed. Left out: the small one that ships with dsrl"""
+    load: LoadConfig = field(default_factory=LoadConfig)
     env: str | None = None
     """robosuite/Lift, metaworld/push-v3, or any gymnasium id; left out: the one the checkpoint was made for"""
     algo: Literal["na", "sac", "ppo"] = "na"
@@ -126,6 +147,7 @@ class EvaluateConfig:
 
     target: Path
     """run folder or checkpoint"""
+    load: LoadConfig = field(default_factory=LoadConfig)
     env: str | None = None
     """left out: the one of the run or the checkpoint"""
     episodes: int = 100
@@ -159,6 +181,7 @@ class ProbeConfig:
 
     checkpoint: Path
     """policy to look at"""
+    load: LoadConfig = field(default_factory=LoadConfig)
     env: str | None = None
     """left out: the one of the checkpoint"""
     states: int = 25
@@ -204,6 +227,7 @@ class InspectConfig:
 
     checkpoint: Path
     """file to look into"""
+    load: LoadConfig = field(default_factory=LoadConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     """
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
-    policy = load_policy(path, device=config.device)
+    policy = load_policy(path, **vars(config.load), device=config.device)
     env = resolve_env_spec(environment_of(policy, config.env))
     config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
@@ -81,7 +81,12 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         folder = RunFolder.create(
             run_dir,
             config=to_dict(config),
-            base_policy={"path": str(path), "sha256": policy.spec.sha256, "env": env.to_robomimic()},
+            base_policy={
+                "path": str(path),
+                "sha256": policy.spec.sha256,
+                "env": env.to_robomimic(),
+                "load": to_dict(config.load),
+            },
             force=config.overwrite,
         )
         run = _Run(config, policy, model, eval_envs, folder, console)

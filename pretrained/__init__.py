@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsrl.pretrained.native import load_policy, save_policy
+from dsrl.pretrained.loading import load_policy
+from dsrl.pretrained.native import save_policy
 from dsrl.pretrained.summary import describe
 
 DEFAULT_CHECKPOINT = Path(__file__).with_name("checkpoints") / "lift.pt"

@@ -13,10 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
-import pickletools
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from dsrl.actor import NoiseActor
+from dsrl.config import LoadConfig
 from dsrl.critics import CriticEnsemble
-from dsrl.device import auto_device
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.env_spec import EnvSpec
-from dsrl.errors import DsrlError, nearest
+from dsrl.errors import DsrlError
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
+from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.found import Found
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.steered import SelectingPolicy, SteeredPolicy
 
-FORMAT, VERSION = "dsrl", 1
+VERSION = 1
 _FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
 
 Weights = Mapping[str, Tensor]
@@ -52,7 +50,7 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
     module: Any = policy
     spec = policy.spec
     checkpoint = {
-        "format": FORMAT,
+        "format": FORMAT.name,
         "version": VERSION,
         "kind": module.kind,
         "config": _plain(module.config_dict()),
@@ -70,52 +68,35 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
     return path
 
 
-def load_policy(path: str | Path, *, device: str | torch.device = "auto") -> FrozenPolicy:
-    """Read a checkpoint of :func:`save_policy`: frozen, on ``device``, proven to be deterministic.
-
-    Raises:
-        DsrlError: when the file is missing, broken, foreign or contradicts itself; nothing in it is ever executed.
-    """
-    target = auto_device(device)
-    path = checkpoint_file(Path(path))
-    policy: Any = build_policy(read_checkpoint(path), path).to(target)
-    _prove_deterministic(policy, path)
-    return policy
-
-
 def checkpoint_file(path: Path) -> Path:
     """A folder stands for the ``ckpt.pt`` in it."""
     return path / "ckpt.pt" if path.is_dir() or not path.suffix else path
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checked content of a file; nothing is built yet.
+def read(found: Found, load: LoadConfig) -> Checkpoint:
+    """What :func:`save_policy` wrote.
 
     Raises:
-        DsrlError: when it is missing, broken, unsafe, foreign or too new.
+        DsrlError: when it is broken, unsafe, foreign or too new, or is asked for what our files do not have.
     """
-    if not path.is_file():
-        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
+    if load.sampling_steps or load.config or load.normalization:
+        raise DsrlError(
+            f"{found.path} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
+            "--load.config and --load.normalization"
+        )
+    content = _check_header(found.read(), found.path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused anyway
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        suspects = [name for name in _imported_names(path) if not name.startswith(("torch.", "collections."))]
-        if isinstance(error, pickle.UnpicklingError) and suspects:
-            raise DsrlError(
-                f"{path} wants to run '{suspects[0]}' while it is read; that is refused and nothing was executed. "
-                "A dsrl checkpoint holds tensors and plain values only."
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DsrlError(f"{path} is truncated or no torch file ({reason:.120})") from error
-    return _check_header(checkpoint, path)
+        spec = _spec_from_dict(content)
+    except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DsrlError(f"{found.path}: its spec is not that of a policy: {error}") from error
+    return Checkpoint(
+        content["kind"], content["config"], spec, content["weights"], FORMAT.name, str(content["version"])
+    )
 
 
-def build_policy(checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
+def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
     """The frozen policy that a checkpoint describes, with its weights, on the CPU."""
-    kind, weights = checkpoint["kind"], checkpoint["weights"]
+    kind, weights = checkpoint.kind, checkpoint.weights
     if kind not in KINDS:
         raise DsrlError(f"{path} holds a policy of kind '{kind}'; known are {sorted(KINDS)}. Is this dsrl too old?")
     for name, tensor in weights.items():
@@ -124,12 +105,21 @@ def build_policy(checkpoint: Mapping[str, Any], path: Path) -> nn.Module:
                 f"{path}: the tensor '{name}' holds NaN or infinite values; the training that wrote it failed"
             )
     try:
-        spec = replace(_spec_from_dict(checkpoint), sha256=weights_sha256(weights))
-        policy = KINDS[kind](checkpoint["config"], spec, weights)
+        spec = replace(checkpoint.spec, sha256=_identity(checkpoint))
+        policy = KINDS[kind](checkpoint.config, spec, weights)
     except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DsrlError(f"{path}: spec and config do not make a {kind} policy: {error}") from error
     _load_weights(policy, weights, path)
     return policy.eval().requires_grad_(False)
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """Of the weights; in a foreign format of the config too, because the sampler is part of the policy."""
+    digest = weights_sha256(checkpoint.weights)
+    if checkpoint.format == FORMAT.name:
+        return digest
+    config = json.dumps(_plain(dict(checkpoint.config)), sort_keys=True)
+    return hashlib.sha256(f"{digest}{config}".encode()).hexdigest()
 
 
 def weights_sha256(weights: Weights) -> str:
@@ -185,30 +175,8 @@ KINDS: dict[str, Builder] = {
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _imported_names(path: Path) -> list[str]:
-    """What unpickling would import, in order; opcodes are only read, none is executed."""
-    names: list[str] = []
-    strings: list[str] = []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-        else:
-            content = path.read_bytes()
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "GLOBAL":
-                names.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except (ValueError, StopIteration, OSError, zipfile.BadZipFile):
-        pass  # not a pickle, or not to its end
-    return names
-
-
 def _check_header(checkpoint: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT.name:
         found = sorted(map(str, checkpoint))[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise DsrlError(
             f"{path} is a checkpoint of another program (found: {found}). This version reads its own files, "
@@ -236,21 +204,6 @@ def _load_weights(policy: nn.Module, weights: Weights, path: Path) -> None:
                 f"{path}: '{name}' has shape {list(weights[name].shape)}, the config says {list(tensor.shape)}"
             )
     policy.load_state_dict(dict(weights))
-
-
-@torch.no_grad()
-def _prove_deterministic(policy: FrozenPolicy, path: Path) -> None:
-    """Steering chooses the noise, so nothing else may be random."""
-    spec = policy.spec
-    obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)
-    noise = torch.randn(2, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
-    first, second = policy.sample(obs, noise), policy.sample(obs, noise)
-    if not torch.isfinite(first).all():
-        raise DsrlError(f"{path}: the policy answers with NaN")
-    if not torch.equal(first, second):
-        raise DsrlError(
-            f"{path}: the same noise gave two different chunks; a policy must be deterministic to be steered"
-        )
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -283,3 +236,12 @@ def _spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
         env=EnvSpec.from_robomimic(env) if env else None,
         provenance=checkpoint.get("provenance") or {},
     )
+
+
+def detect(found: Found) -> bool:
+    """Whether :func:`save_policy` wrote it."""
+    content = found.content
+    return isinstance(content, dict) and content.get("format") == FORMAT.name
+
+
+FORMAT = Format("dsrl", "files of `dsrl pretrain` and dsrl.save_policy", detect, read)

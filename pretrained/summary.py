@@ -6,24 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsrl.pretrained.native import FORMAT, Weights, build_policy, checkpoint_file, read_checkpoint
+from dsrl.config import LoadConfig
+from dsrl.pretrained.loading import checkpoint_path, read_checkpoint
+from dsrl.pretrained.native import Weights, build_policy
 
 
-def describe(path: str | Path) -> list[tuple[str, str]]:
+def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str, str]]:
     """What a checkpoint is, as rows of name and value."""
-    path = checkpoint_file(Path(path))
-    checkpoint = read_checkpoint(path)
+    path = checkpoint_path(Path(path))
+    checkpoint = read_checkpoint(path, load or LoadConfig())
     policy: Any = build_policy(checkpoint, path)
-    spec, config, weights = policy.spec, checkpoint["config"], checkpoint["weights"]
+    spec, config, weights = policy.spec, checkpoint.config, checkpoint.weights
     # a steered policy carries its base policy's config
     inner = config.get("base", {}).get("config", config)
     network = inner.get("network", {})
     parameters = sum(p.numel() for p in policy.parameters())
     sizes = " ".join(f"{key}={value}" for key, value in network.items() if key.endswith(("_dims", "_size", "_groups")))
     rows = [
-        ("file", f"{path} ({path.stat().st_size / 1e6:.1f} MB)"),
-        ("format", f"{FORMAT} {checkpoint['version']}"),
-        ("kind", checkpoint["kind"]),
+        ("file", f"{path} ({_size(path) / 1e6:.1f} MB)"),
+        ("format", f"{checkpoint.format} {checkpoint.version}"),
+        ("kind", checkpoint.kind),
         ("network", f"{network.get('type', '-')} {sizes}".strip() + f", {parameters:,} parameters"),
         ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
         ("sampler", _describe_sampler(inner)),
@@ -35,8 +37,13 @@ def describe(path: str | Path) -> list[tuple[str, str]]:
         ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
         ("sha256", spec.sha256),
         *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
+        *(("note", note) for note in checkpoint.notes),
     ]
     return rows
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 def _describe_sampler(config: Mapping[str, Any]) -> str:

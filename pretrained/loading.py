@@ -1,0 +1,88 @@
+"""Any checkpoint -> a frozen policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dsrl.config import LoadConfig
+from dsrl.device import auto_device
+from dsrl.errors import DsrlError
+from dsrl.policy import FrozenPolicy
+from dsrl.pretrained import native
+from dsrl.pretrained.formats import Checkpoint, Format, find_format
+from dsrl.pretrained.found import Found
+
+FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT,)}
+"""by name, in the order in which they are asked"""
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    format: str = "auto",
+    config: str | Path | None = None,
+    normalization: str | Path | None = None,
+    weights: Literal["ema", "model"] = "ema",
+    sampling_steps: int | None = None,
+    device: str | torch.device = "auto",
+) -> FrozenPolicy:
+    """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
+
+    Args:
+        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``.
+        format: a key of :data:`FORMATS`; ``auto`` finds it out from the file.
+        config: DPPO's hydra YAML, when it does not lie beside the checkpoint.
+        normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
+        weights: the moving average, where there is one, or the raw weights.
+        sampling_steps: denoise with DDIM in this many steps instead of what the file says. That is another policy.
+        device: ``cpu``, ``cuda``, ``auto``.
+
+    Raises:
+        DsrlError: when the file is missing, broken, foreign or contradicts itself; nothing in it is ever executed.
+    """
+    target = auto_device(device)
+    load = LoadConfig(
+        format=format,
+        config=Path(config) if config else None,
+        normalization=Path(normalization) if normalization else None,
+        weights=weights,
+        sampling_steps=sampling_steps,
+    )
+    path = checkpoint_path(Path(path))
+    policy: Any = native.build_policy(read_checkpoint(path, load), path).to(target)
+    _prove_deterministic(policy, path)
+    return policy
+
+
+def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
+    """The checked content of a checkpoint of any format; nothing is built yet.
+
+    Raises:
+        DsrlError: when it is missing, broken, unsafe or foreign.
+    """
+    found = Found(path)
+    return find_format(found, FORMATS, load.format).read(found, load)
+
+
+def checkpoint_path(path: Path) -> Path:
+    """A folder with a ``ckpt.pt`` stands for that file."""
+    own = native.checkpoint_file(path)
+    return own if own.is_file() else path
+
+
+@torch.no_grad()
+def _prove_deterministic(policy: FrozenPolicy, path: Path) -> None:
+    """Steering chooses the noise, so nothing else may be random."""
+    spec = policy.spec
+    obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)
+    noise = torch.randn(2, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    if not torch.isfinite(first).all():
+        raise DsrlError(f"{path}: the policy answers with NaN")
+    if not torch.equal(first, second):
+        raise DsrlError(
+            f"{path}: the same noise gave two different chunks; a policy must be deterministic to be steered"
+        )
