@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dsrl.errors import DsrlError, nearest
+from dsrl.pretrained.scalars import NUMPY_SCALARS
 
 
 class Found:
@@ -52,7 +53,8 @@ class Found:
         error = self._read_error()
         if error is None:
             return self._read
-        suspects = [name for name in self.imports if not name.startswith(("torch.", "collections."))]
+        harmless = ("torch.", "collections.", "_codecs.encode", *NUMPY_SCALARS)
+        suspects = [name for name in self.imports if not name.startswith(harmless)]
         if isinstance(error, pickle.UnpicklingError) and suspects:
             raise DsrlError(
                 f"{self.path} wants to run '{suspects[0]}' while it is read; that is refused and nothing was executed. "
@@ -73,7 +75,9 @@ class Found:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of a file that is refused anyway
             mapped = zipfile.is_zipfile(self.path)
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+            safe: list[Any] = [(stand_in, name) for name, stand_in in NUMPY_SCALARS.items()]
+            with torch.serialization.safe_globals(safe):
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _imported_names(path: Path) -> list[str]:

@@ -1,0 +1,348 @@
+"""robomimic's diffusion policy: a ``.pth`` with low-dimensional observations, as v0.5 and its branches write it.
+
+::
+
+    {"model": {"nets": ..., "ema": ... or None, ...}, "config": JSON, "algo_name": "diffusion_policy",
+     "shape_metadata": {"ac_dim", "all_shapes"}, "env_metadata": ..., "obs_normalization_stats": ...,
+     "action_normalization_stats": ...}
+
+Observations are concatenated in the order of ``all_shapes``. The sizes of the U-Net are those of the tensors: robomimic
+ignores those of its config.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsrl.config import LoadConfig
+from dsrl.env_spec import FAMILIES, EnvSpec
+from dsrl.errors import DsrlError
+from dsrl.policy import PolicySpec
+from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
+from dsrl.pretrained.found import Found
+
+_NETWORK = "policy.noise_pred_net."
+_N_GROUPS = 8  # of every GroupNorm, whatever the config says; no tensor tells
+_BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+_MOST_LEVELS = 10_000
+
+
+def detect(found: Found) -> bool:
+    """Whether robomimic wrote it, with whatever algorithm."""
+    content = found.content
+    return isinstance(content, dict) and "model" in content and "algo_name" in content
+
+
+def read(found: Found, load: LoadConfig) -> Checkpoint:
+    """What robomimic's ``save_model`` wrote.
+
+    Raises:
+        DsrlError: when it is broken, holds another algorithm than diffusion policy, or one that is not supported.
+    """
+    if load.config or load.normalization:
+        raise DsrlError(f"{found.path} holds its config and statistics; leave out --load.config, --load.normalization")
+    content = found.read()
+    if not isinstance(content, dict) or not detect(found):
+        raise DsrlError(f"{found.path} is no robomimic checkpoint: it lacks 'model' or 'algo_name'")
+    if content["algo_name"] != "diffusion_policy":
+        raise DsrlError(
+            f"{found.path} holds a policy of robomimic's algorithm '{content['algo_name']}'; only diffusion_policy "
+            "starts from noise and can be steered"
+        )
+    config = _config(found, content)
+    obs_shapes = _observations(found, content, config)
+    action_dim = _integer(found, content, "shape_metadata.ac_dim", "")
+    net, notes = _network_weights(found, content, load)
+    network = _network(found, net)
+    sampler, sampler_notes = _sampler(found, config, load)
+    env, env_notes = _environment(content, tuple(obs_shapes))
+    spec = _spec(found, config, obs_shapes, action_dim, env)
+    expected = spec.n_obs_steps * spec.obs_dim
+    if network["cond_dim"] != expected or network["action_dim"] != action_dim:
+        raise DsrlError(
+            f"{found.path}: its network reads {network['cond_dim']} numbers and predicts {network['action_dim']} per "
+            f"step, but {spec.n_obs_steps} steps of {dict(spec.obs_shapes)} are {expected} and shape_metadata.ac_dim "
+            f"is {action_dim}; was the file put together from two?"
+        )
+    weights = {f"denoiser.{name}": tensor for name, tensor in net.items()}
+    weights |= _obs_statistics(found, content, config, obs_shapes)
+    weights |= _action_statistics(found, content, config, action_dim)
+    version = "0.5" if "variable_state" in content else "before 0.5"
+    settings = {"network": {"type": "unet", **network}, "obs_clip": None, **sampler}
+    return Checkpoint("diffusion", settings, spec, weights, FORMAT.name, version, notes + sampler_notes + env_notes)
+
+
+# -- config -----------------------------------------------------------------------------------------------------------
+
+
+def _config(found: Found, content: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        config = json.loads(content["config"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DsrlError(f"{found.path}: its 'config' is not the JSON text that robomimic writes ({error})") from error
+    if not isinstance(config, dict):
+        raise DsrlError(f"{found.path}: its 'config' holds {type(config).__name__}, expected a JSON object")
+    if _value(found, config, "algo.transformer.enabled", default=False) is True:
+        raise DsrlError(f"{found.path}: algo.transformer is enabled; robomimic's U-Net is supported only")
+    return config
+
+
+def _value(found: Found, tree: Any, path: str, part: str = "config.", default: Any = ...) -> Any:
+    """What stands at a dotted path; ``part`` names the tree in messages."""
+    for name in path.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            if default is ...:
+                raise DsrlError(f"{found.path} lacks '{part}{path}'; robomimic writes it, was the file edited?")
+            return default
+        tree = tree[name]
+    return tree
+
+
+def _integer(found: Found, tree: Any, path: str, part: str = "config.", low: int = 1, high: int = _MOST_LEVELS) -> int:
+    value = _value(found, tree, path, part)
+    if type(value) is not int or not low <= value <= high:
+        raise DsrlError(
+            f"{found.path}: '{part}{path}' is {value!r:.60}, expected a whole number from {low} to {high}; train again "
+            "or mend the file"
+        )
+    return value
+
+
+def _flag(found: Found, tree: Any, path: str) -> bool:
+    value = _value(found, tree, path)
+    if type(value) is not bool:
+        raise DsrlError(f"{found.path}: 'config.{path}' is {value!r:.60}, expected true or false")
+    return value
+
+
+# -- what it reads and writes -----------------------------------------------------------------------------------------
+
+
+def _observations(found: Found, content: Mapping[str, Any], config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the observations that the network reads, in the order in which it concatenates them."""
+    modalities = _value(found, config, "observation.modalities.obs")
+    shapes = _value(found, content, "shape_metadata.all_shapes", "")
+    if not isinstance(modalities, dict) or not all(isinstance(keys, list) for keys in modalities.values()):
+        raise DsrlError(f"{found.path}: 'config.observation.modalities.obs' is not lists of observation keys")
+    if not isinstance(shapes, Mapping):
+        raise DsrlError(f"{found.path}: 'shape_metadata.all_shapes' is {type(shapes).__name__}, expected shapes by key")
+    for modality, keys in modalities.items():
+        if keys and modality != "low_dim":
+            raise DsrlError(
+                f"{found.path} observes {', '.join(map(str, keys))} ({modality}); only low-dimensional observations "
+                "are supported. Train one with observation.modalities.obs.low_dim"
+            )
+    for setting in ("core_class", "obs_randomizer_class"):
+        value = _value(found, config, f"observation.encoder.low_dim.{setting}", default=None)
+        if value not in (None, [], [None]):
+            raise DsrlError(
+                f"{found.path}: 'config.observation.encoder.low_dim.{setting}' is {value!r:.60}; only observations "
+                "that go into the U-Net as they are are supported, expected null"
+            )
+    wanted = modalities.get("low_dim", [])
+    if missing := [key for key in wanted if key not in shapes]:
+        raise DsrlError(f"{found.path}: the observations {missing} have no shape; known are {list(shapes)}")
+    if not wanted:
+        raise DsrlError(f"{found.path}: 'config.observation.modalities.obs' names no observation")
+    return {key: _shape(found, key, shape) for key, shape in shapes.items() if key in wanted}
+
+
+def _shape(found: Found, key: str, shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, list | tuple) else ()
+    if not sizes or not all(type(size) is int and 1 <= size <= 10**6 for size in sizes):
+        raise DsrlError(f"{found.path}: the observation '{key}' has the shape {shape!r:.60}, expected positive sizes")
+    return sizes
+
+
+def _spec(
+    found: Found, config: Any, obs_shapes: dict[str, tuple[int, ...]], action_dim: int, env: EnvSpec | None
+) -> PolicySpec:
+    names = ("observation_horizon", "action_horizon", "prediction_horizon")
+    n_obs_steps, n_action_steps, horizon = (_integer(found, config, f"algo.horizon.{name}") for name in names)
+    try:
+        made = {"made by": "robomimic"}
+        sizes = {"horizon": horizon, "n_action_steps": n_action_steps, "n_obs_steps": n_obs_steps}
+        return PolicySpec(obs_shapes, action_dim, **sizes, action_start=n_obs_steps - 1, env=env, provenance=made)
+    except ValueError as error:
+        raise DsrlError(f"{found.path}: {error}; its config.algo.horizon contradicts itself") from error
+
+
+def _environment(content: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[EnvSpec | None, tuple[str, ...]]:
+    metadata = content.get("env_metadata")
+    if metadata is None:
+        return None, ()
+    unknown = (f"env_metadata names no environment that is known here ({metadata!r:.80}); give --env",)
+    try:
+        if metadata.get("type") not in (1, 2) or type(metadata["env_name"]) is not str:
+            return None, unknown
+        env = EnvSpec.from_robomimic(metadata)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None, unknown
+    if env.family not in FAMILIES:
+        return None, unknown
+    return (replace(env, obs_keys=keys) if env.family == "robosuite" else env), ()
+
+
+# -- network ----------------------------------------------------------------------------------------------------------
+
+
+def _network_weights(
+    found: Found, content: Mapping[str, Any], load: LoadConfig
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors of the U-Net by our names, and which of the two sets it is."""
+    chosen, notes = "nets", ("weights: the raw ones",)
+    if load.weights == "ema":
+        has_ema = _value(found, content, "model.ema", "", default=None) is not None
+        chosen = "ema" if has_ema else "nets"
+        notes = ("weights: the moving average",) if has_ema else ("weights: the raw ones, there is no moving average",)
+    state = _value(found, content, f"model.{chosen}", "")
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise DsrlError(f"{found.path}: 'model.{chosen}' must hold tensors only; was it edited by hand?")
+    if extra := sorted(str(name) for name in state if not str(name).startswith(_NETWORK)):
+        raise DsrlError(
+            f"{found.path}: 'model.{chosen}' holds {extra[:3]} beside the U-Net; observation encoders with "
+            "weights, such as those of images, are not supported"
+        )
+    return {str(name).removeprefix(_NETWORK): tensor for name, tensor in state.items()}, notes
+
+
+def _network(found: Found, net: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of our U-Net, from the shapes of its tensors."""
+
+    def shape(name: str, ndim: int) -> torch.Size:
+        if name not in net or net[name].ndim != ndim:
+            what = "is missing" if name not in net else f"has shape {list(net[name].shape)}, expected {ndim} dimensions"
+            raise DsrlError(f"{found.path}: the tensor '{_NETWORK}{name}' {what}; it is not robomimic's U-Net")
+        return net[name].shape
+
+    levels = len({name.split(".")[1] for name in net if name.startswith("down_modules.")})
+    blocks = [f"down_modules.{level}.0" for level in range(max(levels, 1))]
+    channels = [shape(f"{block}.blocks.0.block.0.weight", 3) for block in blocks]
+    time_dim = shape("diffusion_step_encoder.3.weight", 2)[0]
+    return {
+        "action_dim": shape("final_conv.1.weight", 3)[0],
+        "cond_dim": shape(f"{blocks[0]}.cond_encoder.1.weight", 2)[1] - time_dim,
+        "down_dims": [size[0] for size in channels],
+        "time_dim": time_dim,
+        "kernel_size": channels[0][2],
+        "n_groups": _N_GROUPS,
+    }
+
+
+def _sampler(found: Found, config: Any, load: LoadConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The fields of DiffusionConfig that say how it is sampled; robomimic asks for DDPM first."""
+    enabled = [name for name in ("ddpm", "ddim") if _flag(found, config, f"algo.{name}.enabled")]
+    if not enabled:
+        raise DsrlError(f"{found.path}: neither config.algo.ddpm nor config.algo.ddim is enabled; it has no sampler")
+    name = enabled[0]
+    train_steps = _integer(found, config, f"algo.{name}.num_train_timesteps")
+    own = _integer(found, config, f"algo.{name}.num_inference_timesteps", high=train_steps)
+    steps = ddim_steps_of(found, load, train_steps=train_steps, own=own if name == "ddim" else None)
+    for setting, known in (("prediction_type", ("epsilon",)), ("beta_schedule", _BETA_SCHEDULES)):
+        value = _value(found, config, f"algo.{name}.{setting}")
+        if value not in known:
+            # robomimic trains on the noise whatever prediction_type says, so another one contradicts the weights
+            raise DsrlError(f"{found.path}: 'config.algo.{name}.{setting}' is {value!r:.60}; known: {', '.join(known)}")
+    offset = _integer(found, config, "algo.ddim.steps_offset", low=0) if name == "ddim" else 0
+    if (steps - 1) * (train_steps // steps) + offset >= train_steps:
+        raise DsrlError(
+            f"{found.path}: {steps} sampling steps of {train_steps} levels leave no room for steps_offset {offset}; "
+            "choose other ones with --load.sampling-steps"
+        )
+    sampler = {
+        "train_steps": train_steps,
+        "beta_schedule": _value(found, config, f"algo.{name}.beta_schedule"),
+        "prediction_type": "epsilon",
+        "sampling_steps": steps,
+        "timestep_spacing": "leading",
+        "steps_offset": offset,
+        "set_alpha_to_one": name == "ddpm" or _flag(found, config, "algo.ddim.set_alpha_to_one"),
+        "clip_sample": _flag(found, config, f"algo.{name}.clip_sample"),
+        "clip_sample_range": 1.0,
+        "use_clipped_model_output": False,
+    }
+    changed = steps != own or name == "ddpm"
+    return sampler, ((f"robomimic samples it by {name.upper()} in {own} steps",) if changed else ())
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def _obs_statistics(
+    found: Found, content: Mapping[str, Any], config: Any, obs_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    statistics = content.get("obs_normalization_stats")
+    if statistics is None and _value(found, config, "train.hdf5_normalize_obs", default=False):
+        raise DsrlError(
+            f"{found.path} lacks 'obs_normalization_stats', though config.train.hdf5_normalize_obs says that it was "
+            "trained on normalised observations"
+        )
+    sizes = {key: math.prod(shape) for key, shape in obs_shapes.items()}
+    return _normalizer(found, "obs", statistics, sizes)
+
+
+def _action_statistics(found: Found, content: Mapping[str, Any], config: Any, action_dim: int) -> dict[str, Tensor]:
+    """Of the whole action vector, which is that of the environment unless rotations are converted."""
+    keys = _value(found, config, "train.action_keys", default=["actions"])
+    formats = _value(found, config, "train.action_config", default={})
+    if not isinstance(keys, list) or not keys or not isinstance(formats, dict):
+        raise DsrlError(f"{found.path}: 'config.train.action_keys' and action_config are not those of robomimic")
+    for key in map(str, keys):
+        setting = formats.get(key)
+        if "rot_6d" in key or (isinstance(setting, dict) and setting.get("format") == "rot_6d"):
+            raise DsrlError(
+                f"{found.path}: the action '{key}' is a 6-D rotation (rot_6d), which robomimic converts after "
+                "sampling; that is not supported, train on the actions that the environment takes"
+            )
+    statistics = content.get("action_normalization_stats")
+    if statistics is None:
+        return _normalizer(found, "action", None, {"actions": action_dim})
+    sizes = {str(key): _array(found, "action", statistics, str(key), ("offset", "mean")).numel() for key in keys}
+    if sum(sizes.values()) != action_dim:
+        raise DsrlError(
+            f"{found.path}: 'action_normalization_stats' of {sizes} are {sum(sizes.values())} numbers, the action has "
+            f"{action_dim} (shape_metadata.ac_dim)"
+        )
+    return _normalizer(found, "action", statistics, sizes)
+
+
+def _normalizer(found: Found, part: str, statistics: Any, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    pairs = [
+        (torch.zeros(size), torch.ones(size)) if statistics is None else _pair(found, part, statistics, key, size)
+        for key, size in sizes.items()
+    ]
+    offset, scale = (torch.cat(values) for values in zip(*pairs, strict=True))
+    return {f"{part}_normalizer.offset": offset, f"{part}_normalizer.scale": scale}
+
+
+def _pair(found: Found, part: str, statistics: Any, key: str, size: int) -> tuple[Tensor, Tensor]:
+    # mean and std up to v0.3, offset and scale from v0.4 on
+    offset = _array(found, part, statistics, key, ("offset", "mean"))
+    scale = _array(found, part, statistics, key, ("scale", "std"))
+    if offset.numel() != size or scale.numel() != size:
+        sizes = f"{offset.numel()} offsets and {scale.numel()} scales"
+        raise DsrlError(f"{found.path}: '{part}_normalization_stats.{key}' holds {sizes}, expected {size} of each")
+    if not (torch.isfinite(offset).all() and torch.isfinite(scale).all() and (scale > 0).all()):
+        raise DsrlError(f"{found.path}: '{part}_normalization_stats.{key}' must be finite, its scale positive")
+    return offset, scale
+
+
+def _array(found: Found, part: str, statistics: Any, key: str, names: tuple[str, str]) -> Tensor:
+    values = statistics.get(key) if isinstance(statistics, Mapping) else None
+    name = next((name for name in names if isinstance(values, Mapping) and name in values), None)
+    if values is None or name is None:
+        raise DsrlError(f"{found.path} lacks '{part}_normalization_stats.{key}.{names[0]}' (or {names[1]})")
+    try:
+        return torch.as_tensor(values[name], dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DsrlError(f"{found.path}: '{part}_normalization_stats.{key}.{name}' is no table of numbers") from error
+
+
+FORMAT = Format("robomimic", "robomimic's diffusion policy (.pth)", detect, read)
