@@ -36,6 +36,12 @@ COMMANDS: Mapping[str, Command] = {
         "steerability check: what the choice of noise changes", "config:ProbeConfig", "commands:probe", ("checkpoint",)
     ),
     "export": Command("base policy and agent in one file", "config:ExportConfig", "commands:export", ("run", "out")),
+    "convert": Command(
+        "write a policy of any format as a diffusers folder",
+        "config:ConvertConfig",
+        "commands:convert",
+        ("checkpoint", "out"),
+    ),
     "inspect": Command("print what is in a checkpoint", "config:InspectConfig", "commands:inspect", ("checkpoint",)),
     "collect": Command("record demonstrations of a scripted expert", "collect:CollectConfig", "collect:collect"),
     "pretrain": Command(

@@ -12,12 +12,13 @@ from rich.table import Table
 from dsrl import finetune as _finetune
 from dsrl.actor_file import read_steered
 from dsrl.compare import compare, print_probe
-from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
+from dsrl.config import ConvertConfig, EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy
+from dsrl.pretrained import convert as _convert
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
@@ -71,6 +72,12 @@ def export(config: ExportConfig) -> None:
     policy.spec = replace(policy.spec, env=env)  # the base policy may have been made for another one, or for none
     save_policy(policy, config.out)
     Console().print(f"wrote {config.out}: {policy.spec.describe()}, made for {env.id}")
+
+
+def convert(config: ConvertConfig) -> None:
+    """``dsrl convert``"""
+    spec = _convert(config.checkpoint, config.out, config.load, overwrite=config.overwrite)
+    Console().print(f"wrote {config.out}: {spec.describe()}, sha256 {spec.sha256[:12]}")
 
 
 def evaluate(config: EvaluateConfig) -> None:

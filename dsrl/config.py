@@ -230,6 +230,19 @@ class InspectConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
 
 
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write a policy of any format into a folder that diffusers and dsrl read."""
+
+    checkpoint: Path
+    """policy to convert"""
+    out: Path
+    """folder to write"""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    overwrite: bool = False
+    """replace a folder that was converted before"""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain values, ready for YAML."""
 

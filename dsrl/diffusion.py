@@ -158,22 +158,9 @@ class DiffusionPolicy(_ChunkPolicy):
     kind = "diffusion"
 
     def __init__(self, spec: PolicySpec, config: DiffusionConfig):
-        schedule = {
-            "num_train_timesteps": config.train_steps,
-            "beta_schedule": config.beta_schedule,
-            "prediction_type": config.prediction_type,
-            "clip_sample": config.clip_sample,
-            "clip_sample_range": config.clip_sample_range,
-        }
-        scheduler = DDIMScheduler(
-            **schedule,
-            set_alpha_to_one=config.set_alpha_to_one,
-            steps_offset=config.steps_offset,
-            timestep_spacing=config.timestep_spacing,
-        )
-        steps = ddim_steps(scheduler, config.sampling_steps, config.use_clipped_model_output)
+        steps = ddim_steps(ddim_scheduler(config), config.sampling_steps, config.use_clipped_model_output)
         super().__init__(spec, config, Sampler(steps))
-        self.train_scheduler = DDPMScheduler(**schedule)
+        self.train_scheduler = DDPMScheduler(**_schedule(config))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> DiffusionPolicy:
@@ -211,9 +198,8 @@ class FlowPolicy(_ChunkPolicy):
     kind = "flow"
 
     def __init__(self, spec: PolicySpec, config: FlowConfig):
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift)
         final_clip = config.clip_sample_range if config.clip_sample else None
-        super().__init__(spec, config, Sampler(flow_steps(scheduler, config.sampling_steps), final_clip))
+        super().__init__(spec, config, Sampler(flow_steps(flow_scheduler(config), config.sampling_steps), final_clip))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> FlowPolicy:
@@ -228,6 +214,31 @@ class FlowPolicy(_ChunkPolicy):
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
         velocity = self.denoiser(torch.lerp(x0, noise, sigma), sigma.flatten() * self.config.train_steps, cond)
         return nn.functional.mse_loss(velocity, noise - x0)
+
+
+def ddim_scheduler(config: DiffusionConfig) -> DDIMScheduler:
+    """The scheduler of diffusers whose steps with eta 0 the policy takes."""
+    return DDIMScheduler(
+        **_schedule(config),
+        set_alpha_to_one=config.set_alpha_to_one,
+        steps_offset=config.steps_offset,
+        timestep_spacing=config.timestep_spacing,
+    )
+
+
+def flow_scheduler(config: FlowConfig) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of diffusers whose steps the policy takes."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.train_steps, shift=config.shift)
+
+
+def _schedule(config: DiffusionConfig) -> dict[str, Any]:
+    return {
+        "num_train_timesteps": config.train_steps,
+        "beta_schedule": config.beta_schedule,
+        "prediction_type": config.prediction_type,
+        "clip_sample": config.clip_sample,
+        "clip_sample_range": config.clip_sample_range,
+    }
 
 
 def read_config(cls: type[Config], values: Mapping[str, Any]) -> Config:

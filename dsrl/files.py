@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +53,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # such as a folder that could not be made
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a new empty folder beside ``path`` that takes its place when the block ends well.
+
+    Raises:
+        RunFailed: when it cannot be written; ``path`` is then what it was before.
+    """
+    path = path.absolute()  # "." has no name
+    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
+    try:
+        with writing(path):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a write that was killed
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,6 +31,8 @@ class Checkpoint:
     """of the format, where a file says it"""
     notes: tuple[str, ...] = ()
     """what somebody who looks into the file should know: what was missing, guessed or left out"""
+    converted_from: str = ""
+    """the format that it was before ``dsrl convert``; the policy stays the same to an agent"""
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
         "format": FORMAT.name,
         "version": VERSION,
         "kind": module.kind,
-        "config": _plain(module.config_dict()),
-        "spec": _spec_to_dict(spec),
-        "env": _plain(spec.env.to_robomimic()) if spec.env else None,
+        "config": plain(module.config_dict()),
+        "spec": spec_to_dict(spec),
+        "env": plain(spec.env.to_robomimic()) if spec.env else None,
         "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()},
-        "provenance": _plain(dict(spec.provenance)),
+        "provenance": plain(dict(spec.provenance)),
     }
     path = checkpoint_file(Path(path))
     # through memory, so that a full disk is an ordinary OSError
@@ -86,7 +86,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         )
     content = _check_header(found.read(), found.path)
     try:
-        spec = _spec_from_dict(content)
+        spec = spec_from_dict(content)
     except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DsrlError(f"{found.path}: its spec is not that of a policy: {error}") from error
     return Checkpoint(
@@ -116,9 +116,9 @@ def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
 def _identity(checkpoint: Checkpoint) -> str:
     """Of the weights; in a foreign format of the config too, because the sampler is part of the policy."""
     digest = weights_sha256(checkpoint.weights)
-    if checkpoint.format == FORMAT.name:
+    if (checkpoint.converted_from or checkpoint.format) == FORMAT.name:
         return digest
-    config = json.dumps(_plain(dict(checkpoint.config)), sort_keys=True)
+    config = json.dumps(plain(dict(checkpoint.config)), sort_keys=True)
     return hashlib.sha256(f"{digest}{config}".encode()).hexdigest()
 
 
@@ -209,12 +209,13 @@ def _load_weights(policy: nn.Module, weights: Weights, path: Path) -> None:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
     """JSON types only: what else stood in the file, weights_only would not read."""
     return json.loads(json.dumps(values, default=str))
 
 
-def _spec_to_dict(spec: PolicySpec) -> dict[str, Any]:
+def spec_to_dict(spec: PolicySpec) -> dict[str, Any]:
+    """Shapes and steps as plain values; :func:`spec_from_dict` is the inverse."""
     return {
         "obs_shapes": {key: list(shape) for key, shape in spec.obs_shapes.items()},
         "action_dim": spec.action_dim,
@@ -226,7 +227,8 @@ def _spec_to_dict(spec: PolicySpec) -> dict[str, Any]:
     }
 
 
-def _spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
+def spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
+    """From the entries ``spec``, ``env`` and ``provenance`` of a checkpoint."""
     values = dict(checkpoint["spec"])
     values["obs_shapes"] = {key: tuple(shape) for key, shape in values["obs_shapes"].items()}
     values["noise_shape"] = tuple(values.get("noise_shape", ()))
