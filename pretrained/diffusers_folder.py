@@ -41,7 +41,7 @@ NETWORK = "denoiser/config.json"
 WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 
 _PREFIX = "denoiser."
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     "format": str, "version": int, "kind": str, "config": dict, "spec": dict, "env": (dict, type(None)),
     "provenance": dict, "notes": list, "converted_from": str, "sha256": str,
 }  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dsrl.actor import NoiseActor
 from dsrl.config import LoadConfig
@@ -106,11 +107,21 @@ def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
             )
     try:
         spec = replace(checkpoint.spec, sha256=_identity(checkpoint))
-        policy = KINDS[kind](checkpoint.config, spec, weights)
+        with _SkipInit():
+            policy = KINDS[kind](checkpoint.config, spec, weights)
     except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DsrlError(f"{path}: spec and config do not make a {kind} policy: {error}") from error
     _load_weights(policy, weights, path)
     return policy.eval().requires_grad_(False)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves out random initial weights: they would be overwritten, and a large network takes a second to draw."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _identity(checkpoint: Checkpoint) -> str:

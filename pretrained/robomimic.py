@@ -167,9 +167,8 @@ def _spec(
     names = ("observation_horizon", "action_horizon", "prediction_horizon")
     n_obs_steps, n_action_steps, horizon = (_integer(found, config, f"algo.horizon.{name}") for name in names)
     try:
-        made = {"made by": "robomimic"}
-        sizes = {"horizon": horizon, "n_action_steps": n_action_steps, "n_obs_steps": n_obs_steps}
-        return PolicySpec(obs_shapes, action_dim, **sizes, action_start=n_obs_steps - 1, env=env, provenance=made)
+        steps = horizon, n_action_steps, n_obs_steps, n_obs_steps - 1
+        return PolicySpec(obs_shapes, action_dim, *steps, env=env, provenance={"made by": "robomimic"})
     except ValueError as error:
         raise DsrlError(f"{found.path}: {error}; its config.algo.horizon contradicts itself") from error
 
