@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from rich.table import Table
 from dsrl import finetune as _finetune
 from dsrl.actor_file import read_steered
 from dsrl.compare import compare, print_probe
-from dsrl.config import ConvertConfig, EvaluateConfig, ExportConfig, FinetuneConfig, InspectConfig, ProbeConfig
+from dsrl.config import (
+    ConvertConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FinetuneConfig,
+    InspectConfig,
+    PluginsConfig,
+    ProbeConfig,
+)
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
@@ -20,6 +29,8 @@ from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
 from dsrl.pretrained import describe, load_policy, save_policy
+from dsrl.pretrained.plugins import GROUP
+from dsrl.pretrained.plugins import plugins as _plugins
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
@@ -78,6 +89,17 @@ def convert(config: ConvertConfig) -> None:
     """``dsrl convert``"""
     spec = _convert(config.checkpoint, config.out, config.load, overwrite=config.overwrite)
     Console().print(f"wrote {config.out}: {spec.describe()}, sha256 {spec.sha256[:12]}")
+
+
+def plugins(config: PluginsConfig) -> None:
+    """``dsrl plugins``"""
+    table = Table("format", "package", "what it reads", title=f"entry points {GROUP}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table says what is broken
+        found = _plugins()
+    for plugin in found:
+        table.add_row(plugin.name, plugin.package, plugin.format.title if plugin.format else f"broken: {plugin.error}")
+    Console().print(table if found else f"no installed package adds a format (entry points {GROUP})")
 
 
 def evaluate(config: EvaluateConfig) -> None:

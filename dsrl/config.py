@@ -243,6 +243,11 @@ class ConvertConfig:
     """replace a folder that was converted before"""
 
 
+@dataclass(frozen=True)
+class PluginsConfig:
+    """List the formats of checkpoints that other installed packages add."""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain values, ready for YAML."""
 

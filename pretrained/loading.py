@@ -14,6 +14,7 @@ from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import diffusers_folder, native, robomimic
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.plugins import plugin_formats
 
 FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, robomimic.FORMAT, diffusers_folder.FORMAT)}
 """by name, in the order in which they are asked"""
@@ -64,7 +65,10 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
         DsrlError: when it is missing, broken, unsafe or foreign.
     """
     found = Found(path)
-    return find_format(found, FORMATS, load.format).read(found, load)
+    ours = load.format in FORMATS or (load.format == "auto" and any(each.detect(found) for each in FORMATS.values()))
+    # other packages are imported only when none of ours fits, and cannot take a name of ours
+    formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
+    return find_format(found, formats, load.format).read(found, load)
 
 
 def checkpoint_path(path: Path) -> Path:
