@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Found:
 
     def __init__(self, path: Path):
         self.path = path
+        self._summed = False
         if not path.exists():
             near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise DsrlError(f"no checkpoint at {path}.{nearest(path.name, near)} `dsrl pretrain` makes one.")
@@ -48,10 +50,11 @@ class Found:
         """:attr:`content`, or the reason why there is none.
 
         Raises:
-            DsrlError: when it is no torch file, or wants to import something.
+            DsrlError: when it is no torch file, is damaged, or wants to import something.
         """
         error = self._read_error()
         if error is None:
+            self._check_sums()
             return self._read
         harmless = ("torch.", "collections.", "_codecs.encode", *NUMPY_SCALARS)
         suspects = [name for name in self.imports if not name.startswith(harmless)]
@@ -62,6 +65,19 @@ class Found:
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DsrlError(f"{self.path} is truncated or no torch file ({reason:.120})") from error
+
+    def _check_sums(self) -> None:
+        """Torch does not look at the checksums of a mapped file; a flipped bit would make another policy."""
+        if self._summed or not zipfile.is_zipfile(self.path):
+            return
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                damaged = archive.testzip()
+        except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            damaged = f"its directory ({error})"
+        if damaged:
+            raise DsrlError(f"{self.path} is damaged: the checksum of {damaged} is wrong; copy or download it again")
+        self._summed = True
 
     def _read_error(self) -> Exception | None:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     whole = (GOLDEN / "ddim.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: int(share * len(whole))])
     refused(tmp_path / "cut.pth", "cut.pth is truncated or no torch file")
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_flipped_bit_is_noticed(tmp_path, place):
+    data = bytearray((GOLDEN / "ddim.pth").read_bytes())
+    with zipfile.ZipFile(GOLDEN / "ddim.pth") as archive:
+        records = [info for info in archive.infolist() if "/data/" in info.filename]
+        record = records[int(place * len(records))]
+        data[data.index(archive.read(record), record.header_offset) + 2] ^= 64
+    (tmp_path / "flipped.pth").write_bytes(data)
+    refused(tmp_path / "flipped.pth", "flipped.pth is damaged: the checksum of ddim/data/.* is wrong; copy")
 
 
 class Evil:
