@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsrl.errors import nearest
 from dsrl.mlp import MLPDenoiser, PlainMLPDenoiser, make_activation, residual_mlp, time_embedding
+from dsrl.mlp import SinusoidalEmbedding as SinusoidalEmbedding
 
 
 def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
