@@ -209,7 +209,12 @@ class ConditionalUnet1D(nn.Module):
                 )
             n_blocks, encoded_dim = len(cond_mlp_dims) // 2 - 1, cond_mlp_dims[-1]
             self.cond_mlp = residual_mlp(cond_dim, cond_mlp_dims[0], n_blocks, encoded_dim, activation)
-        conv = {"kernel_size": kernel_size, "n_groups": n_groups, "eps": group_norm_eps, "activation": activation}
+        conv: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "n_groups": n_groups,
+            "eps": group_norm_eps,
+            "activation": activation,
+        }
 
         def block(channels_in: int, channels_out: int) -> FiLMResidualBlock:
             cond_channels = time_dim + encoded_dim

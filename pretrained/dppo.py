@@ -24,7 +24,8 @@ from dsrl.pretrained.found import Found
 _MODELS = ("DiffusionModel", "DiffusionEval", "PPODiffusion", "VPGDiffusion")
 """upstream's classes that sample as it is done here; the place of their modules changes between versions"""
 _FINE_TUNED = ("network", "actor", "actor_ft", "critic", "eta")
-_MAX_LEVELS = 10_000
+_MAX = 10_000
+"""noise levels, steps of a chunk: more is a slip of the pen"""
 _SIZES = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 """of robomimic's observations, less the number of the robot"""
 
@@ -32,10 +33,8 @@ _SIZES = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
 def detect(found: Found) -> bool:
     """Whether ``model`` holds a diffusion model of DPPO."""
     content = found.content
-    if not isinstance(content, dict) or not ({"epoch", "itr"} & content.keys()):
-        return False
-    model = content.get("model")
-    return isinstance(model, dict) and any(str(key).startswith(("network.", "actor.", "actor_ft.")) for key in model)
+    model = content.get("model") if isinstance(content, dict) else None
+    return isinstance(model, dict) and any(str(key).startswith(("network.", "actor_ft.")) for key in model)
 
 
 def read(found: Found, load: LoadConfig) -> Checkpoint:
@@ -55,7 +54,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     else:
         version, stage_note = "pre-trained", ""
         network = read_network(_part(model, "network"), run, _section(run), found.path)
-        stages, weights = network.config, network.weights
+        stages, weights = network.config, dict(network.weights)
     config = {
         "network": stages,
         "obs_clip": 1.0 if run.flag("env.wrappers.robomimic_lowdim.clamp_obs", False) else None,
@@ -87,12 +86,14 @@ def _choose_weights(found: Found, load: LoadConfig) -> tuple[dict[str, Tensor], 
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         inside = sorted(map(str, content))[:8] if isinstance(content, dict) else type(content).__name__
         raise DsrlError(f"{found.path} is no DPPO checkpoint: it lacks 'model' (found: {inside})")
-    name, note = "ema" if load.weights == "ema" and "ema" in content else "model", ""
-    if name != load.weights:
-        note = "the file has no moving average; its weights are the raw ones"
+    name, note = load.weights, ""
+    if name not in content and any(str(key).startswith("actor_ft.") for key in content["model"]):
+        name, note = "model", "a fine-tuned file has no moving average; its weights are the raw ones"
+    if name not in content:
+        raise DsrlError(f"{found.path} has no moving average '{name}'; --load.weights model reads the raw weights")
     model = content[name]
-    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
-        raise DsrlError(f"{found.path}: '{name}' must hold tensors only; was the file edited by hand?")
+    if not isinstance(model, dict) or not all(map(_is_weight, model.values())):
+        raise DsrlError(f"{found.path}: '{name}' must hold tensors of numbers only; was the file edited by hand?")
     parts = _FINE_TUNED if any(str(key).startswith("actor") for key in model) else ("network",)
     for key in model:
         if str(key).split(".")[0] not in parts:
@@ -105,6 +106,10 @@ def _choose_weights(found: Found, load: LoadConfig) -> tuple[dict[str, Tensor], 
             f"{found.path} has 'actor.*' but no 'actor_ft.*'; of the fine-tuned files only those of PPO can be read"
         )
     return model, note
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
 def _part(model: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -155,14 +160,16 @@ def _check_model(run: RunConfig) -> None:
 def _read_sampler(found: Found, run: RunConfig, load: LoadConfig) -> tuple[dict[str, Any], int | None]:
     """Fields of DiffusionConfig, and the steps of the run's own DDIM sampler if it has one."""
     levels = run.integer("model.denoising_steps", run.integer("denoising_steps"))
-    if not levels or levels > _MAX_LEVELS:
-        raise DsrlError(f"{run.path}: 'denoising_steps' is {levels}; it must be from 1 to {_MAX_LEVELS}")
+    if not levels or levels > _MAX:
+        raise DsrlError(f"{run.path}: 'denoising_steps' is {levels}; it must be from 1 to {_MAX}")
     own = None
     if run.flag("model.use_ddim", False):
         own = run.integer("model.ddim_steps")
         if not own or own > levels:
             raise DsrlError(f"{run.path}: 'use_ddim' needs 'ddim_steps' from 1 to {levels}, found {own}")
-    bound = run.number("model.denoised_clip_value", 1.0)
+    bound, final = run.number("model.denoised_clip_value", 1.0), run.number("model.final_action_clip_value")
+    if any(clip is not None and clip <= 0 for clip in (bound, final)):
+        raise DsrlError(f"{run.path}: 'denoised_clip_value' and 'final_action_clip_value' must be above 0, or null")
     fields = {
         "train_steps": levels,
         "sampling_steps": ddim_steps_of(found, load, train_steps=levels, own=own),
@@ -174,7 +181,7 @@ def _read_sampler(found: Found, run: RunConfig, load: LoadConfig) -> tuple[dict[
         "clip_sample": bound is not None,
         "clip_sample_range": 1.0 if bound is None else bound,
         "use_clipped_model_output": True,
-        "final_clip": run.number("model.final_action_clip_value"),
+        "final_clip": final,
     }
     return fields, own
 
@@ -193,16 +200,19 @@ def _read_spec(found: Found, run: RunConfig, network: Network, ranges: Ranges) -
             )
     n_obs_steps = run.integer("cond_steps", 1) or 0
     if network.cond_dim != n_obs_steps * obs_dim:
-        stated = f"cond_steps {n_obs_steps} times the {obs_dim} of {ranges.path}"
-        raise contradiction(path, "numbers in the observation history:", network.cond_dim, run, stated)
+        expected = f"cond_steps {n_obs_steps} times the {obs_dim} of {ranges.path}"
+        raise contradiction(path, "numbers in the observation history:", network.cond_dim, run, expected)
     horizon = run.integer("horizon_steps", run.integer("model.horizon_steps"))
     if not horizon and not network.is_unet:
         horizon = network.outputs // action_dim
-    if not horizon:
-        raise DsrlError(f"{run.path} lacks 'horizon_steps', which the weights of a U-Net do not tell; add it")
+    if not horizon or horizon > _MAX:
+        raise DsrlError(
+            f"{run.path}: 'horizon_steps' is {horizon}; the weights of a U-Net do not tell it, so it must stand there, "
+            f"from 1 to {_MAX}"
+        )
     if network.outputs != (action_dim if network.is_unet else horizon * action_dim):
-        stated = f"horizon_steps {horizon} and action_dim {action_dim}"
-        raise contradiction(path, "numbers in its output:", network.outputs, run, stated)
+        expected = f"horizon_steps {horizon} and action_dim {action_dim}"
+        raise contradiction(path, "numbers in its output:", network.outputs, run, expected)
     n_action_steps = run.integer("act_steps", horizon)
     if not n_action_steps or n_action_steps > horizon:
         raise DsrlError(f"{run.path}: 'act_steps' is {n_action_steps}; it must be from 1 to horizon_steps, {horizon}")
@@ -213,7 +223,7 @@ def _read_spec(found: Found, run: RunConfig, network: Network, ranges: Ranges) -
 def _obs_shapes(run: RunConfig, obs_dim: int) -> dict[str, tuple[int, ...]]:
     """robomimic's keys, where their sizes follow; else all in one, by upstream's name for it."""
     keys = run.known("env.wrappers.robomimic_lowdim.low_dim_keys")
-    whole = {"state": (obs_dim,)}
+    whole: dict[str, tuple[int, ...]] = {"state": (obs_dim,)}
     if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
         return whole
     sizes = {key: _SIZES.get(key.partition("_")[2]) if key.startswith("robot") else None for key in keys}

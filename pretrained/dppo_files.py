@@ -42,6 +42,10 @@ class RunConfig:
             return default
         return None if _is_open(value) else value
 
+    def hides(self, name: str) -> bool:
+        """Whether an interpolation that is not followed stands at a dotted path."""
+        return _is_open(self._resolve(self._find(name)))
+
     def get(self, name: str, default: Any = None) -> Any:
         """Like :meth:`known`, for what cannot be found out otherwise.
 
@@ -78,7 +82,7 @@ class RunConfig:
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if isinstance(value, bool) or not np.isfinite(number):
             raise DsrlError(f"{self.path}: '{name}' is {value!r}; it must be a number")
@@ -238,7 +242,7 @@ def _read_ranges(path: Path) -> Ranges:
             f"{', '.join(names)}"
         ) from error
     for name, array in arrays.items():
-        if array.ndim != 1 or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise DsrlError(
                 f"{path}: '{name}' is {array.dtype} of shape {array.shape}; expected one row of finite numbers"
             )

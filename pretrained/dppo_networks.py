@@ -63,10 +63,10 @@ class _Shapes:
             raise DsrlError(f"{self.path}: '{name}' has shape {list(shape)}; expected {ndim} dimensions")
         return shape
 
-    def count(self, pattern: str) -> int:
-        """How many names there are with numbers 0, 1, 2, ... in place of ``{}``."""
+    def count(self, pattern: str, first: int = 0) -> int:
+        """How many names there are with numbers ``first``, ``first + 1``, ... in place of ``{}``."""
         n = 0
-        while pattern.format(n) in self.weights:
+        while pattern.format(first + n) in self.weights:
             n += 1
         return n
 
@@ -99,9 +99,7 @@ def read_network(weights: Weights, run: RunConfig, section: str, path: Path) -> 
     _check_section(run, section, kind, path)
     for key, (size, default) in network.sizes.items():
         stated = run.known(f"{section}.{key}", default)
-        if run.has(f"{section}.{key}") and stated is None and size is not None:
-            continue  # hidden by an interpolation, or null where upstream takes no null
-        if _plain(stated) != _plain(size):
+        if not run.hides(f"{section}.{key}") and _plain(stated) != _plain(size):
             raise contradiction(path, key, size, run, stated)
     return network
 
@@ -123,7 +121,10 @@ def _check_section(run: RunConfig, section: str, kind: str, path: Path) -> None:
     if target and target != kind:
         raise contradiction(path, "a network of class", kind, run, target)
     allowed = [*_KEYS[kind].split(), "_target_"]
-    for key in run.get(section, {}):
+    settings = run.get(section, {})
+    if not isinstance(settings, Mapping):
+        raise DsrlError(f"{run.path}: '{section}' is {settings!r}; it must describe the network")
+    for key in settings:
         if key not in allowed:
             raise DsrlError(
                 f"{run.path}: '{section}.{key}' is no setting of {kind} known here.{nearest(str(key), allowed)} "
@@ -153,7 +154,7 @@ def _read_mlp(shapes: _Shapes, run: RunConfig, section: str) -> Network:
     is_residual = "mlp_mean.layers.0.weight" in shapes.weights
     if is_residual:
         width, n_in = shapes("mlp_mean.layers.0.weight")
-        blocks = shapes.count("mlp_mean.layers.{}.l1.weight") or _count_blocks(shapes, "mlp_mean.layers")
+        blocks = shapes.count("mlp_mean.layers.{}.l1.weight", first=1)
         outputs = shapes(f"mlp_mean.layers.{blocks + 1}.weight")[0]
         hidden, has_norm = [width] * (2 * blocks + 1), "mlp_mean.layers.1.norm1.weight" in shapes.weights
     else:
@@ -180,14 +181,6 @@ def _read_mlp(shapes: _Shapes, run: RunConfig, section: str) -> Network:
     return Network(config, _rename(shapes, _MLP_NAMES), outputs, cond_dim, sizes)
 
 
-def _count_blocks(shapes: _Shapes, prefix: str) -> int:
-    """Blocks stand at 1, 2, ...; at 0 stands the input layer."""
-    n = 0
-    while f"{prefix}.{n + 1}.l1.weight" in shapes.weights:
-        n += 1
-    return n
-
-
 _MLP_NAMES = (
     (r"time_embedding\.([13])\.(weight|bias)", r"time_embedding.\1.\2"),
     (r"cond_mlp\.moduleList\.(\d+)\.linear_1\.(weight|bias)", r"cond_mlp.linears.\1.\2"),
@@ -210,10 +203,12 @@ def _read_unet(shapes: _Shapes, run: RunConfig, section: str) -> Network:
     cond_dim, cond_dims = cond_dim - time_dim, None
     if "cond_mlp.layers.0.weight" in shapes.weights:
         first, cond_dim = shapes("cond_mlp.layers.0.weight")
-        blocks = _count_blocks(shapes, "cond_mlp.layers")
+        blocks = shapes.count("cond_mlp.layers.{}.l1.weight", first=1)
         cond_dims = [first] * (2 * blocks + 1) + [shapes(f"cond_mlp.layers.{blocks + 1}.weight")[0]]
     has_norm = "final_conv.0.block.2.weight" in shapes.weights
-    n_groups = run.integer(f"{section}.n_groups")
+    n_groups, eps = run.integer(f"{section}.n_groups"), run.number(f"{section}.groupnorm_eps", 1e-5)
+    if eps is None:
+        raise DsrlError(f"{run.path}: '{section}.groupnorm_eps' is null; leave it out for 1e-5")
     if has_norm != bool(n_groups):
         raise contradiction(shapes.path, "group normalisation", has_norm, run, f"n_groups {n_groups}")
     sizes = {
@@ -225,7 +220,8 @@ def _read_unet(shapes: _Shapes, run: RunConfig, section: str) -> Network:
         "action_dim": (outputs, outputs),
     }
     base, mults = run.known(f"{section}.dim", 32), run.known(f"{section}.dim_mults", [1, 2, 4, 8])
-    if isinstance(base, int) and isinstance(mults, list) and [base * mult for mult in mults] != down_dims:
+    are_numbers = isinstance(mults, list) and all(isinstance(number, int) for number in (base, *mults))
+    if are_numbers and [base * mult for mult in mults] != down_dims:
         raise contradiction(shapes.path, "channels", down_dims, run, f"dim {base} times dim_mults {mults}")
     if cond_dims is None:
         sizes["smaller_encoder"] = (not is_large, False)
@@ -235,7 +231,7 @@ def _read_unet(shapes: _Shapes, run: RunConfig, section: str) -> Network:
         "time_dim": time_dim,
         "kernel_size": kernel_size,
         "n_groups": n_groups or None,
-        "group_norm_eps": run.number(f"{section}.groupnorm_eps", 1e-5),
+        "group_norm_eps": eps,
         "activation": _activation(run, section),
         "cond_predict_scale": width == 2 * down_dims[-1],
         "large_encoder": is_large,
