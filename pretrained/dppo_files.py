@@ -54,9 +54,11 @@ class RunConfig:
         """
         value = self._resolve(self._find(name))
         if _is_open(value):
+            is_reference = _REFERENCE.fullmatch(value.strip()) is not None
+            reason = "leads to no value" if is_reference else "is not evaluated, because it could run anything"
             raise DsrlError(
-                f"{self.path}: '{name}' is {value!r}, which is not evaluated because it could run anything; write the "
-                "plain value into a copy and give that with --load.config"
+                f"{self.path}: '{name}' is {value!r}, which {reason}; write the plain value into a copy and give that "
+                "with --load.config"
             )
         return default if value is _ABSENT else value
 

@@ -60,7 +60,9 @@ class _Shapes:
             )
         shape = tuple(self.weights[name].shape)
         if len(shape) != ndim:
-            raise DsrlError(f"{self.path}: '{name}' has shape {list(shape)}; expected {ndim} dimensions")
+            raise DsrlError(
+                f"{self.path}: '{name}' has shape {list(shape)}; expected {ndim} dimensions; was it edited?"
+            )
         return shape
 
     def count(self, pattern: str, first: int = 0) -> int:
