@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -18,16 +18,21 @@ from torch import Tensor, nn
 
 from dsrl.errors import nearest
 
+if TYPE_CHECKING:
+    from dsrl.transformer import TransformerDenoiser
 
-def build_denoiser(config: Mapping[str, Any]) -> MLPDenoiser | ConditionalUnet1D:
-    """``{"type": "mlp" | "unet", **constructor arguments}`` -> a network.
+
+def build_denoiser(config: Mapping[str, Any]) -> MLPDenoiser | ConditionalUnet1D | TransformerDenoiser:
+    """``{"type": "mlp" | "unet" | "transformer", **constructor arguments}`` -> a network.
 
     Its attribute ``config`` holds every argument, so that a file does not depend on today's defaults.
 
     Raises:
         ValueError: for an unknown type.
     """
-    kinds: dict[str, Any] = {"mlp": MLPDenoiser, "unet": ConditionalUnet1D}
+    from dsrl.transformer import TransformerDenoiser  # which needs the time embedding from here
+
+    kinds: dict[str, Any] = {"mlp": MLPDenoiser, "unet": ConditionalUnet1D, "transformer": TransformerDenoiser}
     arguments = dict(config)
     kind = arguments.pop("type", None)
     if kind not in kinds:

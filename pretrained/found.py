@@ -92,6 +92,6 @@ def _imported_names(path: Path) -> list[str]:
                 names.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-    except (ValueError, StopIteration, OSError, zipfile.BadZipFile):
-        pass  # not a pickle, or not to its end
+    except Exception:  # not a pickle, or not to its end; zipfile and pickletools raise many kinds
+        pass
     return names
