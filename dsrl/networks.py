@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from dsrl.errors import nearest
 from dsrl.mlp import MLPDenoiser, PlainMLPDenoiser, make_activation, residual_mlp, time_embedding
 from dsrl.mlp import SinusoidalEmbedding as SinusoidalEmbedding
+from dsrl.transformer import TransformerDenoiser
 
 
 def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
-    """``{"type": "mlp" | "plain_mlp" | "unet" | "staged", **constructor arguments}`` -> a network.
+    """``{"type": "mlp" | "plain_mlp" | "unet" | "transformer" | "staged", **constructor arguments}`` -> a network.
 
     Its attribute ``config`` holds every argument, so that a file does not depend on today's defaults.
 
@@ -32,6 +33,7 @@ def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
         "mlp": MLPDenoiser,
         "plain_mlp": PlainMLPDenoiser,
         "unet": ConditionalUnet1D,
+        "transformer": TransformerDenoiser,
         "staged": StagedDenoiser,
     }
     arguments = dict(config)
@@ -253,4 +255,4 @@ class ConditionalUnet1D(nn.Module):
         return rearrange(self.final_conv(y), "b d t -> b t d")
 
 
-Denoiser = MLPDenoiser | PlainMLPDenoiser | ConditionalUnet1D | StagedDenoiser
+Denoiser = MLPDenoiser | PlainMLPDenoiser | ConditionalUnet1D | TransformerDenoiser | StagedDenoiser

@@ -11,11 +11,11 @@ from dsrl.config import LoadConfig
 from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import dppo, native
+from dsrl.pretrained import diffusion_policy, dppo, native
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
 
-FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, dppo.FORMAT)}
+FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, dppo.FORMAT, diffusion_policy.FORMAT)}
 """by name, in the order in which they are asked"""
 
 
