@@ -25,7 +25,7 @@ def fetch(path: str | Path) -> Path:
             network and the files were never fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.utils import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,

@@ -36,7 +36,7 @@ def detect(found: Found) -> bool:
     try:
         config = read_json(found.path / "config.json")
     except DsrlError:
-        return False
+        return (found.path / "model.safetensors").is_file()  # so that reading it says what is wrong
     if "type" in config:
         return isinstance(config["type"], str) and (config["type"] == "diffusion" or "input_features" in config)
     return {"n_obs_steps", "horizon", "down_dims", "noise_scheduler_type"} <= config.keys()
@@ -63,6 +63,8 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     if foreign:
         raise DsrlError(f"{file} holds tensors that a policy without images does not have: {foreign[:5]}")
     weights = unet_weights(tensors, _UNET, lerobot=True)
+    if len(weights) != sum(name.startswith(_UNET) for name in tensors):
+        raise DsrlError(f"{file} holds two spellings of the same tensor; was it put together from two files?")
     _compare(settings, features, unet_sizes(weights, file), path)
     sides, version, notes = _sides(folder, file, config, features, tensors)
     normalizers, double = _normalizers(sides, features)

@@ -86,7 +86,11 @@ def _what_is_wrong(name: str, value: Any, default: Any) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, float):
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        if name.startswith("beta"):
+            return "" if number and value < 1 else "a number between 0 and 1"
         return "" if number else "a positive number"
+    if name == "kernel_size" and _is_count(value) and value % 2 == 0:
+        return "an odd number"
     return "" if _is_count(value) else f"a whole number from 1 to {_LIMIT}"
 
 
