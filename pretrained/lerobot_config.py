@@ -145,8 +145,8 @@ def _shapes(config: Mapping[str, Any], path: Path, side: str) -> dict[str, tuple
     result = {}
     for key, feature in features.items():
         if named == f"{side}_shapes":
-            kind = "VISUAL" if "image" in key else {STATE: "STATE", ENV: "ENV", ACTION: "ACTION"}.get(key, "")
-            feature = {"type": kind, "shape": feature}
+            guess = "VISUAL" if "image" in key else {STATE: "STATE", ENV: "ENV", ACTION: "ACTION"}.get(key, "")
+            feature = {"type": guess, "shape": feature}
         kind, shape = (feature.get("type"), feature.get("shape")) if isinstance(feature, dict) else (None, None)
         if not isinstance(kind, str) or not isinstance(shape, list) or not all(_is_count(size) for size in shape):
             raise DsrlError(f"{path}: '{named}.{key}' is {feature!s:.80}, expected a type and a shape")

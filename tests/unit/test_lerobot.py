@@ -281,6 +281,26 @@ def test_quantiles_of_observations(copy, mode, low, high):
     torch.testing.assert_close(cond, 2 * (obs[STATE] - low) / (high - low) - 1, atol=1e-5, rtol=0)
 
 
+def test_a_standard_deviation_of_zero_is_lifted_by_eps(copy):
+    folder = copy(OTHER)
+    edit_tensors(folder / NORMALIZER, lambda t: t[f"{STATE}.std"].zero_())
+    obs, _, _ = golden(OTHER)
+    mean = load_file(folder / NORMALIZER)[f"{STATE}.mean"]
+    cond = load(folder).encode(obs).reshape(8, 3, 5)[..., :3]
+    torch.testing.assert_close(cond, (obs[STATE] - mean) / 1e-8)
+
+
+def test_keys_that_the_normalizer_leaves_out_are_left_alone(copy):
+    folder = copy(OTHER)
+    edit_json(
+        folder / "policy_preprocessor.json",
+        lambda c: c["steps"][3]["config"].update(normalize_observation_keys=[ENV]),
+    )
+    obs, _, _ = golden(OTHER)
+    cond = load(folder).encode(obs).reshape(8, 3, 5)
+    assert torch.equal(cond[..., :3], obs[STATE]) and cond[..., 3:].abs().max() < 1.2
+
+
 # -- what is not supported --------------------------------------------------------------------------------------------
 
 
