@@ -513,9 +513,8 @@ def test_a_file_is_no_folder(tmp_path):
 def test_damaged_files_are_refused_or_read_but_nothing_else(copy, name):
     """The tensors carry no check sum, so a flipped bit in a number makes another policy, whose hash says so."""
     folder, draw = copy(), random.Random(0)
-    original, known = (folder / name).read_bytes(), load(GOLDEN / NEW).spec.sha256
-    expected = answer(GOLDEN / NEW)
-    for _ in range(25):
+    original, known, expected = (folder / name).read_bytes(), load(GOLDEN / NEW).spec, answer(GOLDEN / NEW)
+    for _ in range(10):
         content = bytearray(original)
         place = draw.randrange(min(len(content), 4000))
         content[place] ^= 1 << draw.randrange(8)
@@ -525,7 +524,7 @@ def test_damaged_files_are_refused_or_read_but_nothing_else(copy, name):
         except DsrlError as error:
             assert str(folder) in str(error)
             continue
-        if policy.spec == load(GOLDEN / NEW).spec and policy.spec.sha256 == known:
+        if policy.spec == known:
             assert torch.equal(policy.sample(*golden(NEW)[:2]), expected)
 
 
