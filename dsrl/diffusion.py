@@ -37,6 +37,10 @@ class DiffusionConfig:
     """noise levels; few are enough for low-dimensional actions"""
     beta_schedule: str = "squaredcos_cap_v2"
     """diffusers' name of the noise schedule"""
+    beta_start: float = 0.0001
+    """first beta of the linear schedules; squaredcos_cap_v2 has none"""
+    beta_end: float = 0.02
+    """last beta of the linear schedules"""
     prediction_type: str = "epsilon"
     """what the network predicts: epsilon, sample or v_prediction"""
     sampling_steps: int = 10
@@ -168,6 +172,8 @@ class DiffusionPolicy(_ChunkPolicy):
         schedule = {
             "num_train_timesteps": config.train_steps,
             "beta_schedule": config.beta_schedule,
+            "beta_start": config.beta_start,
+            "beta_end": config.beta_end,
             "prediction_type": config.prediction_type,
             "clip_sample": config.clip_sample,
             "clip_sample_range": config.clip_sample_range,

@@ -11,11 +11,13 @@ from dsrl.config import LoadConfig
 from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import diffusion_policy, dppo, native
+from dsrl.pretrained import diffusion_policy, dppo, hub, lerobot, native
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
 
-FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, dppo.FORMAT, diffusion_policy.FORMAT)}
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (native.FORMAT, dppo.FORMAT, diffusion_policy.FORMAT, lerobot.FORMAT)
+}
 """by name, in the order in which they are asked"""
 
 
@@ -32,7 +34,7 @@ def load_policy(
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
 
     Args:
-        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``.
+        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``, or ``hf://org/name@revision``.
         format: a key of :data:`FORMATS`; ``auto`` finds it out from the file.
         config: DPPO's hydra YAML, when it does not lie beside the checkpoint.
         normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
@@ -68,7 +70,8 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
 
 
 def checkpoint_path(path: Path) -> Path:
-    """A folder with a ``ckpt.pt`` stands for that file."""
+    """A folder with a ``ckpt.pt`` stands for that file, ``hf://org/name@revision`` for what is fetched from there."""
+    path = hub.fetch(path) if hub.is_address(path) else path
     own = native.checkpoint_file(path)
     return own if own.is_file() else path
 
