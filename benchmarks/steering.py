@@ -67,8 +67,10 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
         return ["--algo", "na", "--na.pool-size", "0", "--na.backup", "actor"]
     if method == "na-demos":
         return ["--algo", "na", "--demos", str(demonstrations(TASKS[task], bases))]
-    # what suited them best on Lift
-    return ["--algo", method, "--gamma", "0.97"]
+    if method in ("sac", "ppo"):
+        # what suited them best on Lift
+        return ["--algo", method, "--gamma", "0.97"]
+    return ["--algo", method]
 
 
 def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:

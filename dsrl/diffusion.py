@@ -31,10 +31,16 @@ class DiffusionConfig:
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
     obs_clip: float | None = 5.0
     """bound of the normalised observation, in standard deviations"""
+    obs_double: bool = False
+    """normalise observations in double precision, for those that hardly vary around a large value"""
     train_steps: int = 20
     """noise levels; few are enough for low-dimensional actions"""
     beta_schedule: str = "squaredcos_cap_v2"
     """diffusers' name of the noise schedule"""
+    beta_start: float = 0.0001
+    """first beta of the linear schedules; squaredcos_cap_v2 has none"""
+    beta_end: float = 0.02
+    """last beta of the linear schedules"""
     prediction_type: str = "epsilon"
     """what the network predicts: epsilon, sample or v_prediction"""
     sampling_steps: int = 10
@@ -51,6 +57,8 @@ class DiffusionConfig:
     """half-width of that box, in normalised actions"""
     use_clipped_model_output: bool = True
     """recompute the noise from the clipped estimate"""
+    final_clip: float | None = None
+    """half-width of a box around the finished chunk, in normalised actions"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class FlowConfig:
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
     obs_clip: float | None = 5.0
     """bound of the normalised observation, in standard deviations"""
+    obs_double: bool = False
+    """normalise observations in double precision, for those that hardly vary around a large value"""
     train_steps: int = 1000
     """the network is told ``sigma * train_steps``"""
     shift: float = 1.0
@@ -85,7 +95,8 @@ class _ChunkPolicy(nn.Module):
         sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
         self.denoiser = build_denoiser({**config.network, **sizes})
         self.config: Any = replace(config, network=self.denoiser.config)
-        self.obs_normalizer = Normalizer(spec.obs_dim, clip=config.obs_clip)
+        obs_dtype = torch.float64 if config.obs_double else torch.float32
+        self.obs_normalizer = Normalizer(spec.obs_dim, config.obs_clip, obs_dtype)
         self.action_normalizer = Normalizer(spec.action_dim)
 
     @property
@@ -105,8 +116,8 @@ class _ChunkPolicy(nn.Module):
         Raises:
             ValueError: when a key is missing, a shape differs or a value is not finite.
         """
-        obs = concat_obs(obs, self.spec).to(self.action_normalizer.offset)
-        return rearrange(self.obs_normalizer.normalize(obs), "b t d -> b (t d)")
+        obs = self.obs_normalizer.normalize(concat_obs(obs, self.spec).to(self.obs_normalizer.offset))
+        return rearrange(obs, "b t d -> b (t d)").to(self.action_normalizer.offset)
 
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
@@ -159,7 +170,7 @@ class DiffusionPolicy(_ChunkPolicy):
 
     def __init__(self, spec: PolicySpec, config: DiffusionConfig):
         steps = ddim_steps(ddim_scheduler(config), config.sampling_steps, config.use_clipped_model_output)
-        super().__init__(spec, config, Sampler(steps))
+        super().__init__(spec, config, Sampler(steps, config.final_clip))
         self.train_scheduler = DDPMScheduler(**_schedule(config))
 
     @classmethod
@@ -235,6 +246,8 @@ def _schedule(config: DiffusionConfig) -> dict[str, Any]:
     return {
         "num_train_timesteps": config.train_steps,
         "beta_schedule": config.beta_schedule,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
         "prediction_type": config.prediction_type,
         "clip_sample": config.clip_sample,
         "clip_sample_range": config.clip_sample_range,

@@ -7,7 +7,6 @@ All are called as ``denoiser(x, t, cond)``: noisy chunks ``(B, Tp, Da)``, times 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +16,26 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from dsrl.errors import nearest
+from dsrl.mlp import MLPDenoiser, PlainMLPDenoiser, make_activation, residual_mlp, time_embedding
+from dsrl.mlp import SinusoidalEmbedding as SinusoidalEmbedding
+from dsrl.transformer import TransformerDenoiser
 
 
-def build_denoiser(config: Mapping[str, Any]) -> MLPDenoiser | ConditionalUnet1D:
-    """``{"type": "mlp" | "unet", **constructor arguments}`` -> a network.
+def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
+    """``{"type": "mlp" | "plain_mlp" | "unet" | "transformer" | "staged", **constructor arguments}`` -> a network.
 
     Its attribute ``config`` holds every argument, so that a file does not depend on today's defaults.
 
     Raises:
         ValueError: for an unknown type.
     """
-    kinds: dict[str, Any] = {"mlp": MLPDenoiser, "unet": ConditionalUnet1D}
+    kinds: dict[str, Any] = {
+        "mlp": MLPDenoiser,
+        "plain_mlp": PlainMLPDenoiser,
+        "unet": ConditionalUnet1D,
+        "transformer": TransformerDenoiser,
+        "staged": StagedDenoiser,
+    }
     arguments = dict(config)
     kind = arguments.pop("type", None)
     if kind not in kinds:
@@ -36,102 +44,62 @@ def build_denoiser(config: Mapping[str, Any]) -> MLPDenoiser | ConditionalUnet1D
     bound.apply_defaults()
     network = kinds[kind](*bound.args, **bound.kwargs)
     network.config = {"type": kind, **bound.arguments}
+    if isinstance(network, StagedDenoiser):
+        network.config["network"] = network.late.config
     return network
 
 
-class SinusoidalEmbedding(nn.Module):
-    """``t (B,) -> (B, dim)``: sines, then cosines, of geometrically spaced frequencies."""
+class StagedDenoiser(nn.Module):
+    """Two networks of one shape: ``late`` for times below ``switch``, ``early`` for those above.
 
-    frequencies: Tensor
-
-    def __init__(self, dim: int):
-        super().__init__()
-        half = dim // 2
-        steps = torch.arange(half) / max(half - 1, 1)
-        self.register_buffer("frequencies", torch.exp(-math.log(10_000.0) * steps), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Embed times."""
-        angles = t[:, None].to(self.frequencies) * self.frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-# -- residual MLP -----------------------------------------------------------------------------------------------------
-
-
-class ResidualBlock(nn.Module):
-    """``x + l2(mish(l1(mish(x))))``."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.l1 = nn.Linear(width, width)
-        self.l2 = nn.Linear(width, width)
-        self.act = nn.Mish()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, width) -> (B, width)``."""
-        return x + self.l2(self.act(self.l1(self.act(x))))
-
-
-class MLPDenoiser(nn.Module):
-    """Residual MLP over the flattened chunk; input order: chunk, time embedding, condition.
+    So are policies of which only the last denoising steps were fine-tuned (DPPO, arXiv 2409.00588).
 
     Args:
         action_dim, horizon: shape of a chunk.
         cond_dim: length of the condition.
-        hidden_dims: one input layer and two layers per residual block, so an odd number of equal widths;
-            ``(512, 512, 512)`` is one block.
-        time_dim: length of the time embedding.
+        network: arguments of :func:`build_denoiser` for each of the two.
+        switch: the first time that is early.
     """
 
     config: dict[str, Any]
 
-    def __init__(
-        self,
-        action_dim: int,
-        horizon: int,
-        cond_dim: int,
-        hidden_dims: Sequence[int] = (256, 256, 256, 256, 256),
-        time_dim: int = 16,
-    ):
+    def __init__(self, action_dim: int, horizon: int, cond_dim: int, network: Mapping[str, Any], switch: float):
         super().__init__()
-        if len(set(hidden_dims)) != 1 or len(hidden_dims) % 2 == 0 or len(hidden_dims) < 3:
-            raise ValueError(
-                f"hidden_dims is {tuple(hidden_dims)}; a residual MLP needs an odd number of equal widths: "
-                "the input layer and two per block, such as 256 256 256"
-            )
-        self.horizon, self.time_dim = horizon, time_dim
-        width, chunk_dim = hidden_dims[0], horizon * action_dim
-        self.time_embedding = nn.Sequential(
-            SinusoidalEmbedding(time_dim),
-            nn.Linear(time_dim, 2 * time_dim),
-            nn.Mish(),
-            nn.Linear(2 * time_dim, time_dim),
-        )
-        blocks = [ResidualBlock(width) for _ in range(len(hidden_dims) // 2)]
-        self.layers = nn.Sequential(
-            nn.Linear(chunk_dim + time_dim + cond_dim, width), *blocks, nn.Linear(width, chunk_dim)
-        )
+        sizes = {"action_dim": action_dim, "horizon": horizon, "cond_dim": cond_dim}
+        self.early = build_denoiser({**network, **sizes})
+        self.late = build_denoiser({**network, **sizes})
+        self.switch = switch
+
+    def at(self, time: float) -> nn.Module:
+        """The network for one time, where that is known without asking the device."""
+        return self.late if time < self.switch else self.early
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """``(B, Tp, Da), (B,) or (), (B, C)`` -> ``(B, Tp, Da)``."""
-        time = self.time_embedding(t.reshape(-1)).expand(len(x), -1)
-        y = self.layers(torch.cat([rearrange(x, "b t d -> b (t d)"), time, cond], dim=-1))
-        return rearrange(y, "b (t d) -> b t d", t=self.horizon)
+        is_late = t.reshape(-1, 1, 1) < self.switch
+        return torch.where(is_late, self.late(x, t, cond), self.early(x, t, cond))
 
 
 # -- conditional 1-D U-Net (arXiv 2303.04137) -------------------------------------------------------------------------
 
 
 class ConvBlock(nn.Module):
-    """Convolution over time, group normalisation, Mish."""
+    """Convolution over time, group normalisation (none without ``n_groups``), activation."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, n_groups: int):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        n_groups: int | None,
+        eps: float = 1e-5,
+        activation: str = "Mish",
+    ):
         super().__init__()
         self.block = nn.Sequential(
             nn.Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(n_groups, channels_out),
-            nn.Mish(),
+            nn.GroupNorm(n_groups, channels_out, eps=eps) if n_groups else nn.Identity(),
+            make_activation(activation),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,25 +108,44 @@ class ConvBlock(nn.Module):
 
 
 class FiLMResidualBlock(nn.Module):
-    """Two convolutions; the condition scales and shifts what the first one gives (FiLM, arXiv 1709.07871)."""
+    """Two convolutions; the condition scales and shifts what the first one gives (FiLM, arXiv 1709.07871).
 
-    def __init__(self, channels_in: int, channels_out: int, cond_dim: int, kernel_size: int, n_groups: int):
+    Args:
+        channels_in, channels_out: of the chunk.
+        cond_dim: length of time embedding and condition.
+        predict_scale: scale and shift; False only shifts.
+        large_encoder: three linear layers for the condition instead of one.
+        conv: the other arguments of :class:`ConvBlock`.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        cond_dim: int,
+        conv: Mapping[str, Any],
+        predict_scale: bool = True,
+        large_encoder: bool = False,
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            [
-                ConvBlock(channels_in, channels_out, kernel_size, n_groups),
-                ConvBlock(channels_out, channels_out, kernel_size, n_groups),
-            ]
+            [ConvBlock(channels_in, channels_out, **conv), ConvBlock(channels_out, channels_out, **conv)]
         )
-        self.cond_encoder = nn.Sequential(
-            nn.Mish(), nn.Linear(cond_dim, 2 * channels_out), Rearrange("b (two c) -> two b c 1", two=2)
-        )
+        act = make_activation(conv["activation"])
+        width = 2 * channels_out if predict_scale else channels_out
+        layers = [act, nn.Linear(cond_dim, width)]
+        if large_encoder:
+            layers = [nn.Linear(cond_dim, width), act, nn.Linear(width, width), act, nn.Linear(width, width)]
+        self.predict_scale = predict_scale
+        self.cond_encoder = nn.Sequential(*layers, Rearrange("b (two c) -> two b c 1", two=1 + predict_scale))
         self.residual_conv = nn.Conv1d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """``(B, channels_in, T), (B, cond_dim) -> (B, channels_out, T)``."""
-        scale, bias = self.cond_encoder(cond)
-        return self.blocks[1](scale * self.blocks[0](x) + bias) + self.residual_conv(x)
+        y = self.blocks[0](x)
+        *scale, bias = self.cond_encoder(cond)
+        y = scale[0] * y + bias if self.predict_scale else y + bias
+        return self.blocks[1](y) + self.residual_conv(x)
 
 
 class Resample(nn.Module):
@@ -182,7 +169,10 @@ class ConditionalUnet1D(nn.Module):
         cond_dim: length of the condition.
         down_dims: channels per level.
         time_dim: length of the time embedding.
-        kernel_size, n_groups: of every convolution block.
+        kernel_size, n_groups, group_norm_eps, activation: of every convolution block; without ``n_groups`` there is no
+            group normalisation.
+        cond_predict_scale, large_encoder: of every :class:`FiLMResidualBlock`.
+        cond_mlp_dims: layers of a residual encoder of the condition, an even number; none, when left out.
     """
 
     config: dict[str, Any]
@@ -195,7 +185,12 @@ class ConditionalUnet1D(nn.Module):
         down_dims: Sequence[int] = (64, 128),
         time_dim: int = 64,
         kernel_size: int = 5,
-        n_groups: int = 8,
+        n_groups: int | None = 8,
+        group_norm_eps: float = 1e-5,
+        activation: str = "Mish",
+        cond_predict_scale: bool = True,
+        large_encoder: bool = False,
+        cond_mlp_dims: Sequence[int] | None = None,
     ):
         super().__init__()
         halvings = len(down_dims) - 1
@@ -204,17 +199,28 @@ class ConditionalUnet1D(nn.Module):
                 f"a U-Net of {len(down_dims)} levels halves the horizon {halvings} times; {horizon} does not allow it, "
                 f"use a multiple of {2**halvings} or fewer down_dims"
             )
-        if any(channels % n_groups for channels in down_dims):
+        if n_groups and any(channels % n_groups for channels in down_dims):
             raise ValueError(f"down_dims {tuple(down_dims)} must be multiples of {n_groups}, the groups of GroupNorm")
-        self.diffusion_step_encoder = nn.Sequential(
-            SinusoidalEmbedding(time_dim),
-            nn.Linear(time_dim, 4 * time_dim),
-            nn.Mish(),
-            nn.Linear(4 * time_dim, time_dim),
-        )
+        self.diffusion_step_encoder = time_embedding(time_dim, 4 * time_dim)
+        self.cond_mlp: nn.Module = nn.Identity()
+        encoded_dim = cond_dim
+        if cond_mlp_dims:
+            if len(cond_mlp_dims) % 2:
+                raise ValueError(
+                    f"cond_mlp_dims is {tuple(cond_mlp_dims)}; a residual encoder has an even number of layers"
+                )
+            n_blocks, encoded_dim = len(cond_mlp_dims) // 2 - 1, cond_mlp_dims[-1]
+            self.cond_mlp = residual_mlp(cond_dim, cond_mlp_dims[0], n_blocks, encoded_dim, activation)
+        conv: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "n_groups": n_groups,
+            "eps": group_norm_eps,
+            "activation": activation,
+        }
 
         def block(channels_in: int, channels_out: int) -> FiLMResidualBlock:
-            return FiLMResidualBlock(channels_in, channels_out, time_dim + cond_dim, kernel_size, n_groups)
+            cond_channels = time_dim + encoded_dim
+            return FiLMResidualBlock(channels_in, channels_out, cond_channels, conv, cond_predict_scale, large_encoder)
 
         levels = list(zip((action_dim, *down_dims[:-1]), down_dims, strict=True))
         self.down_modules = nn.ModuleList()
@@ -227,13 +233,13 @@ class ConditionalUnet1D(nn.Module):
             for wide, deep in reversed(levels[1:])
         )
         self.final_conv = nn.Sequential(
-            ConvBlock(down_dims[0], down_dims[0], kernel_size, n_groups), nn.Conv1d(down_dims[0], action_dim, 1)
+            ConvBlock(down_dims[0], down_dims[0], **conv), nn.Conv1d(down_dims[0], action_dim, 1)
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """``(B, Tp, Da), (B,) or (), (B, C)`` -> ``(B, Tp, Da)``."""
         time = self.diffusion_step_encoder(t.reshape(-1)).expand(len(x), -1)
-        cond = torch.cat([time, cond], dim=-1)
+        cond = torch.cat([time, self.cond_mlp(cond)], dim=-1)
         y = rearrange(x, "b t d -> b d t")
         down_levels: Any = self.down_modules
         up_levels: Any = self.up_modules
@@ -247,3 +253,6 @@ class ConditionalUnet1D(nn.Module):
         for first, second, lengthen in up_levels:
             y = lengthen(second(first(torch.cat([y, skips.pop()], dim=1), cond), cond))
         return rearrange(self.final_conv(y), "b d t -> b t d")
+
+
+Denoiser = MLPDenoiser | PlainMLPDenoiser | ConditionalUnet1D | TransformerDenoiser | StagedDenoiser

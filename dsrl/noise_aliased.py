@@ -271,6 +271,7 @@ class NoiseAliasedSAC(PilotedSAC):
             for step in range(self.fit_updates + self.fit_actor_updates):
                 self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
             self.critic_target.load_state_dict(self.critic.state_dict())
+            self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
         for _ in range(gradient_steps):
             self._update(batch_size, log)
         for _ in range(self.distill_after):

@@ -86,8 +86,10 @@ class NoiseAliasedPolicy(SACPolicy):
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        # its moving average, and the last copy of that which has proved itself
-        self.average_actor, self.deployed_actor = (deepcopy(self.actor).requires_grad_(False) for _ in range(2))
+        # its moving average; a copy of that which must prove itself; the last one that has
+        self.average_actor, self.challenger, self.deployed_actor = (
+            deepcopy(self.actor).requires_grad_(False) for _ in range(3)
+        )
         self.critic = CriticEnsemble(cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation)
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
         self.noise_critic = CriticEnsemble(cond_dim, noise_dim, self.hidden_dims, self.n_noise_critics, self.activation)

@@ -12,16 +12,17 @@ class Normalizer(nn.Module):
     Args:
         dim: length of the last dimension.
         clip: bound of the normalised value; None leaves it alone.
+        dtype: of the numbers, and so of the arithmetic.
     """
 
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int, clip: float | None = None):
+    def __init__(self, dim: int, clip: float | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.clip = clip
-        self.register_buffer("offset", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("offset", torch.zeros(dim, dtype=dtype))
+        self.register_buffer("scale", torch.ones(dim, dtype=dtype))
 
     def fit_standard(self, data: Tensor, min_std: float = 1e-3) -> Normalizer:
         """Zero mean, unit variance over ``(..., dim)``.

@@ -60,7 +60,7 @@ class PilotedSAC(SAC):
             return noise
         by_pilot = {EXPLORE: noise}
         if CHALLENGER in pilots:
-            by_pilot[CHALLENGER] = self.policy.average_actor(cond, torch.zeros_like(noise))
+            by_pilot[CHALLENGER] = self.policy.challenger(cond, torch.zeros_like(noise))
         if INCUMBENT in pilots:
             by_pilot[INCUMBENT] = self._incumbent(cond)
         return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
@@ -83,11 +83,16 @@ class PilotedSAC(SAC):
             self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
         if self.deploy != "auto" or not dones.any():
             return
-        if self.pilots.succession():
-            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
-            self.deployed = "actor"
-        elif self.pilots.relapse():
+        if self.pilots.relapse():
             self.deployed = "candidates"
+        succeeds = self.pilots.verdict()
+        if succeeds is None:
+            return
+        if succeeds:
+            self.policy.deployed_actor.load_state_dict(self.policy.challenger.state_dict())
+            self.deployed = "actor"
+        self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
+        self.pilots.next_challenger(succeeds=succeeds)
 
     def predict(
         self,

@@ -12,17 +12,20 @@ BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explo
 class Pilots:
     """Takes turns, episode by episode, and decides when what is deployed gives way.
 
-    Half of the training episodes are flown by the challenger, the averaged actor as it is; a quarter by the incumbent,
-    which is what would be deployed; a quarter by the learning actor's own draws. Whenever the challenger's last
-    episodes have gone at least as well as the incumbent's, a copy of it is the next incumbent, with these results. One
-    that turns out to do worse than the base policy did in the warm-up gives way to the first incumbent again. All of
-    them are episodes that are learned from anyhow, so the comparison costs no env step.
+    A challenger, a frozen copy of the averaged actor, flies up to half of the training episodes; the incumbent, which
+    is what would be deployed, at least a quarter; the learning actor's own draws a quarter. A challenger that has done
+    at least as well as the incumbent succeeds it; one that no longer can is dropped at once; either way a newer copy is
+    the next. An incumbent that proves worse than the base policy was in the warm-up gives way to the first one again.
+    All of these are episodes that are learned from anyhow, so the comparison costs no env step.
+
+    Failures take longer than successes, so a challenger is judged when all of its episodes have landed, not by the
+    first ones that do.
 
     Args:
         window: last results of an incumbent that count.
         trust: results without which an incumbent cannot be beaten.
-        trials: last results of the challenger that count, the first time and later: the first incumbent is the choice
-            among candidates, often little better than the base policy.
+        trials: episodes of a challenger, the first time and later: the first incumbent is the choice among candidates,
+            often little better than the base policy.
     """
 
     TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
@@ -31,9 +34,15 @@ class Pilots:
         self.window, self.trust, self.trials = window, trust, trials
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
+        self._sent = 0
         self._turn = 0
         self._warming_up = True
         self._flying: list[str] = []
+
+    @property
+    def needed(self) -> int:
+        """Episodes of the challenger until it is judged."""
+        return self.trials[self.successions > 0]
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
         """Who plays in each environment now; an episode of the warm-up is played to its end by whoever explores."""
@@ -48,25 +57,37 @@ class Pilots:
         if self._warming_up:
             self._flying[env] = BASE
             return
-        self._flying[env] = self.TURNS[self._turn % len(self.TURNS)]
+        pilot = self.TURNS[self._turn % len(self.TURNS)]
+        if pilot == CHALLENGER:
+            pilot = CHALLENGER if self._sent < self.needed else INCUMBENT
+            self._sent += 1
+        self._flying[env] = pilot
         self._turn += 1
 
     def mean(self, pilot: str) -> float:
         """Of the last results; NaN without any."""
         return float(np.mean(self.results[pilot])) if self.results.get(pilot) else float("nan")
 
-    def succession(self) -> bool:
-        """Whether the challenger has done at least as well as the incumbent; if so it begins to be the incumbent."""
-        challenger, needed = list(self.results.get(CHALLENGER, ())), self.trials[self.successions > 0]
-        if len(challenger) < needed or len(self.results.get(INCUMBENT, ())) < self.trust:
-            return False
-        latest = challenger[-self.trials[1] :]
-        if np.mean(latest) < self.mean(INCUMBENT):
-            return False
-        self.successions += 1
-        self.results[INCUMBENT] = deque(latest, maxlen=self.window)
-        self._orphan()
-        return True
+    def verdict(self) -> bool | None:
+        """Whether the challenger has done at least as well as the incumbent; None while that is open."""
+        flown = self.results.get(CHALLENGER, deque())
+        if not flown or len(self.results.get(INCUMBENT, ())) < self.trust:
+            return None
+        to_come = self.needed - len(flown)
+        best = 1.0 if set(flown) <= {0.0, 1.0} else float("inf")  # an episode's success, or a return
+        if to_come and (sum(flown) + to_come * best) / self.needed >= self.mean(INCUMBENT):
+            return None
+        return not to_come and self.mean(CHALLENGER) >= self.mean(INCUMBENT)
+
+    def next_challenger(self, *, succeeds: bool) -> None:
+        """Another challenger begins; the one before is the incumbent now, with its results, if it ``succeeds``."""
+        flown = self.results.pop(CHALLENGER)
+        if succeeds:
+            self.successions += 1
+            self.results[INCUMBENT] = deque(flown, maxlen=self.window)
+        self._sent = 0
+        # what one has begun and another ends belongs to neither
+        self._flying = [EXPLORE if pilot == CHALLENGER else pilot for pilot in self._flying]
 
     def relapse(self) -> bool:
         """Whether the incumbent has proved worse than the base policy; if so the first one begins anew."""
@@ -75,10 +96,5 @@ class Pilots:
         if not self.mean(INCUMBENT) < self.mean(BASE):
             return False
         self.successions = 0
-        del self.results[INCUMBENT], self.results[CHALLENGER]
-        self._orphan()
+        del self.results[INCUMBENT]
         return True
-
-    def _orphan(self) -> None:
-        """What another incumbent has begun says nothing about this one."""
-        self._flying = [EXPLORE if pilot == INCUMBENT else pilot for pilot in self._flying]

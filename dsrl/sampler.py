@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from dsrl.networks import MLPDenoiser
+from dsrl.networks import MLPDenoiser, StagedDenoiser
 
 
 class Step(NamedTuple):
@@ -91,12 +91,13 @@ class Sampler:
     def __call__(self, denoiser: nn.Module, cond: Tensor, noise: Tensor) -> Tensor:
         """``(B, C), (B, Tp, Da)`` -> ``(B, Tp, Da)``, without gradients."""
         with torch.inference_mode():
-            if isinstance(denoiser, MLPDenoiser):
+            if isinstance(denoiser, MLPDenoiser) and denoiser.is_foldable:
                 x = self._run_folded(denoiser, cond, noise)
             else:
                 x = noise
                 for step, time in zip(self.steps, self._times(noise.device), strict=True):
-                    x = _advance(step, x, denoiser(x, time, cond))
+                    network = denoiser.at(step.time) if isinstance(denoiser, StagedDenoiser) else denoiser
+                    x = _advance(step, x, network(x, time, cond))
             if self.final_clip is not None:
                 x = x.clamp(-self.final_clip, self.final_clip)
         # an ordinary tensor: what inference mode makes cannot take part in a critic's backward pass
@@ -110,7 +111,7 @@ class Sampler:
         if folded is None or not folded.is_current(denoiser):
             folded = self._folded = _FoldedMLP(denoiser, self.steps)
         x = noise.reshape(len(noise), -1)
-        for step, shift in zip(self.steps, folded.shifts(cond), strict=True):
+        for step, shift in zip(self.steps, folded.shifts(denoiser.cond_mlp(cond)), strict=True):
             x = _advance(step, x, folded.predict(x, shift))
         return x.reshape(noise.shape)
 
@@ -198,7 +199,7 @@ class _FoldedMLP:
         return denoiser is self.denoiser and self.versions == self._versions()
 
     def shifts(self, cond: Tensor) -> tuple[Tensor, ...]:
-        """``(B, C)`` -> per step what the first layer adds, ``(B, width)``."""
+        """``(B, C)``, encoded -> per step what the first layer adds, ``(B, width)``."""
         return (self.time_shift[:, None] + cond @ self.of_cond).unbind()
 
     def predict(self, x: Tensor, shift: Tensor) -> Tensor:

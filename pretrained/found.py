@@ -112,6 +112,6 @@ def _imported_names(path: Path) -> list[str]:
                 names.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
-    except (ValueError, StopIteration, OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile and pickletools raise many kinds for a broken file
         pass  # not a pickle, or not to its end
     return names

@@ -11,12 +11,13 @@ from dsrl.config import LoadConfig
 from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import diffusers_folder, native, robomimic
+from dsrl.pretrained import diffusers_folder, diffusion_policy, dppo, hub, lerobot, native, robomimic
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.plugins import plugin_formats
 
-FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, robomimic.FORMAT, diffusers_folder.FORMAT)}
+_MODULES = (native, dppo, diffusion_policy, robomimic, lerobot, diffusers_folder)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """by name, in the order in which they are asked"""
 
 
@@ -33,7 +34,7 @@ def load_policy(
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
 
     Args:
-        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``.
+        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``, or ``hf://org/name@revision``.
         format: a key of :data:`FORMATS`; ``auto`` finds it out from the file.
         config: DPPO's hydra YAML, when it does not lie beside the checkpoint.
         normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
@@ -72,7 +73,8 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
 
 
 def checkpoint_path(path: Path) -> Path:
-    """A folder with a ``ckpt.pt`` stands for that file."""
+    """A folder with a ``ckpt.pt`` stands for that file, ``hf://org/name@revision`` for what is fetched from there."""
+    path = hub.fetch(path) if hub.is_address(path) else path
     own = native.checkpoint_file(path)
     return own if own.is_file() else path
 

@@ -54,13 +54,13 @@ def test_an_agent_that_has_flown_nothing_deploys_the_candidates():
     assert noise.shape == (2, NOISE) and one.shape == (NOISE,)
 
 
-def test_a_copy_of_the_actor_is_deployed_while_its_episodes_are_as_good():
+def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
     model = agent(average_decay=0.0, learning_rate=1e-2)
     model.learn(60)
     for successes, deployed in ((3, "candidates"), (4, "actor"), (3, "actor")):
-        before = moments(model, "deployed_actor")
-        model.train(5, 16)  # what is deployed does not move with the actor
-        assert torch.equal(moments(model, "deployed_actor"), before)
+        before, challenger = moments(model, "deployed_actor"), moments(model, "challenger")
+        model.train(5, 16)  # the actor goes on, these two do not
+        assert torch.equal(moments(model, "challenger"), challenger)
         model.pilots.results = {
             "incumbent": deque([1.0] * 4),
             "challenger": deque([1.0] * successes + [0.0] * (4 - successes)),
@@ -69,9 +69,19 @@ def test_a_copy_of_the_actor_is_deployed_while_its_episodes_are_as_good():
         model.pilots.start(2, warming_up=True)  # what ends now is nobody's
         finish_episodes(model)
         assert model.deployed == deployed
-        expected = moments(model, "average_actor") if successes == 4 else before
-        assert torch.equal(moments(model, "deployed_actor"), expected)
-        assert not torch.equal(moments(model, "average_actor"), before)
+        assert torch.equal(moments(model, "deployed_actor"), challenger if successes == 4 else before)
+        assert torch.equal(moments(model, "challenger"), moments(model, "average_actor")), "the next one is newer"
+        assert not torch.equal(moments(model, "challenger"), challenger)
+
+
+def test_the_candidates_act_again_when_the_actor_proves_worse_than_the_base_policy():
+    model = agent()
+    model.learn(60)
+    model.deployed, model.pilots.successions = "actor", 1
+    model.pilots.results = {"base": deque([0.5]), "incumbent": deque([0.0] * 11)}
+    model.pilots.start(2, warming_up=True)
+    finish_episodes(model)
+    assert model.deployed == "candidates"
 
 
 def moments(model: NoiseAliasedSAC, actor: str) -> torch.Tensor:

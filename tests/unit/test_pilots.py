@@ -3,6 +3,7 @@
 import math
 from collections import deque
 
+import numpy as np
 import pytest
 
 from dsrl.pilots import BASE, CHALLENGER, EXPLORE, INCUMBENT, Pilots
@@ -41,10 +42,13 @@ def test_an_episode_that_the_warm_up_began_is_credited_to_no_pilot():
     assert pilots.start(2, warming_up=False) == [EXPLORE, CHALLENGER], "the other environment still plays its first one"
 
 
-def test_half_of_the_episodes_try_the_challenger():
+def test_half_of_the_episodes_try_the_challenger_until_it_has_flown_enough():
     pilots = after_warm_up()
+    pilots.trials = (20, 20)
     flown = [fly(pilots) for _ in range(40)]
     assert {pilot: flown.count(pilot) for pilot in flown} == {CHALLENGER: 20, INCUMBENT: 10, EXPLORE: 10}
+    flown = [fly(pilots) for _ in range(40)]
+    assert {pilot: flown.count(pilot) for pilot in flown} == {INCUMBENT: 30, EXPLORE: 10}
 
 
 def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
@@ -69,61 +73,78 @@ def test_only_the_last_results_count():
     assert pilots.mean(BASE) == 0.0
 
 
-def judged(challenger: list[float], incumbent: list[float], *, successions: int = 0) -> bool:
+def judged(challenger: list[float], incumbent: list[float], *, successions: int = 0) -> bool | None:
     pilots = Pilots(trust=2, trials=(3, 5))
     pilots.successions = successions
     pilots.results = {CHALLENGER: deque(challenger), INCUMBENT: deque(incumbent)}
-    return pilots.succession()
+    return pilots.verdict()
 
 
-def test_nobody_gives_way_before_both_have_flown_enough():
-    assert math.isnan(after_warm_up().mean(CHALLENGER)) and not after_warm_up().succession()
-    assert not judged([1.0] * 3, [0.0])
-    assert not judged([1.0] * 2, [0.0] * 2)
-    assert judged([1.0] * 3, [0.0] * 2)
+def test_nobody_is_judged_before_both_have_flown_enough():
+    assert math.isnan(after_warm_up().mean(CHALLENGER)) and after_warm_up().verdict() is None
+    assert judged([1.0] * 3, [0.0]) is None
+    assert judged([1.0] * 2, [0.0] * 2) is None
+    assert judged([1.0] * 3, [0.0] * 2) is True
 
 
-def test_who_follows_an_actor_must_have_flown_more():
-    assert not judged([1.0] * 4, [0.0] * 2, successions=1)
-    assert judged([1.0] * 5, [0.0] * 2, successions=1)
+def test_who_follows_an_actor_must_fly_more():
+    assert judged([1.0] * 4, [0.0] * 2, successions=1) is None
+    assert judged([1.0] * 5, [0.0] * 2, successions=1) is True
 
 
-@pytest.mark.parametrize(("results", "gives_way"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
-def test_as_good_is_good_enough(results: list[float], gives_way: bool):
-    assert judged(results, [1.0, 1.0, 0.0]) is gives_way
+@pytest.mark.parametrize(("results", "verdict"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
+def test_as_good_is_good_enough(results: list[float], verdict: bool):
+    assert judged(results, [1.0, 1.0, 0.0]) is verdict
 
 
-def test_what_the_challenger_did_long_ago_does_not_count():
-    assert judged([0.0] * 5 + [1.0] * 5, [1.0] * 5)
-    assert not judged([1.0] * 5 + [0.0] * 5, [1.0] * 5)
+def test_a_challenger_that_cannot_win_any_more_is_dropped_at_once():
+    assert judged([1.0, 0.0], [1.0, 1.0]) is False
+    assert judged([1.0, 0.0], [1.0, 0.0]) is None
+    assert judged([0.3], [10.0, 10.0]) is None, "a return has no upper end"
 
 
-def test_the_successor_begins_with_the_results_that_it_earned():
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_the_next_challenger_begins_with_nothing(succeeds: bool):
     pilots = after_warm_up()
     for _ in range(6):
         (pilot,) = pilots.start(1, warming_up=False)
         pilots.landed(0, 1.0 if pilot == CHALLENGER else 0.5)
-        assert pilots.mean(INCUMBENT) in (0.5, 1.0) or INCUMBENT not in pilots.results
-    pilots.trials = (3, 3)
-    assert pilots.succession() and pilots.successions == 1
-    assert list(pilots.results[INCUMBENT]) == [1.0] * 3
-    pilots.results[INCUMBENT].append(0.0)
-    assert list(pilots.results[CHALLENGER]) == [1.0] * 3, "what it does from here on is its own"
+    pilots.next_challenger(succeeds=succeeds)
+    assert CHALLENGER not in pilots.results and pilots.successions == succeeds
+    assert pilots.mean(INCUMBENT) == (1.0 if succeeds else 0.5)
 
 
-def test_what_another_incumbent_has_begun_counts_for_nobody():
-    pilots = Pilots(trust=1, trials=(1, 1))
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_what_another_challenger_has_begun_counts_for_nobody(succeeds: bool):
+    pilots = Pilots()
     pilots.start(3, warming_up=True)
     pilots.start(3, warming_up=False)
     for env in range(3):
         pilots.landed(env, 0.0)
     assert pilots.start(3, warming_up=False) == [CHALLENGER, INCUMBENT, CHALLENGER]
-    pilots.results |= {CHALLENGER: deque([0.0]), INCUMBENT: deque([1.0])}
-    assert not pilots.succession()
-    assert pilots.start(3, warming_up=False) == [CHALLENGER, INCUMBENT, CHALLENGER]
-    pilots.results[CHALLENGER].append(1.0)
-    assert pilots.succession()
-    assert pilots.start(3, warming_up=False) == [CHALLENGER, EXPLORE, CHALLENGER]
+    pilots.results[CHALLENGER] = deque([1.0])
+    pilots.next_challenger(succeeds=succeeds)
+    assert pilots.start(3, warming_up=False) == [EXPLORE, INCUMBENT, EXPLORE]
+
+
+def test_short_episodes_have_no_advantage():
+    """Success ends an episode, so of those that are under way the good ones land first."""
+    chance, judged_after = 0.5, []
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        pilots = Pilots(trust=0, trials=(6, 6))
+        pilots.results[INCUMBENT] = deque([0.0])
+        pilots.start(4, warming_up=True)
+        pilots.start(4, warming_up=False)
+        ends = {env: (0, 0.0) for env in range(4)}
+        while pilots.verdict() is None:
+            env = min(ends, key=lambda each: ends[each][0])
+            now, result = ends[env]
+            pilots.landed(env, result)
+            success = float(rng.random() < chance)
+            ends[env] = (now + (1 if success else 20), success)
+        judged_after.append(pilots.mean(CHALLENGER))
+    assert np.mean(judged_after) == pytest.approx(chance, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +165,4 @@ def test_an_actor_that_is_worse_than_the_base_policy_gives_way_again(
     pilots.results = {BASE: deque([0.0, 1.0]), INCUMBENT: deque(incumbent), CHALLENGER: deque([0.0] * 5)}
     assert pilots.relapse() is relapses
     if relapses:
-        assert list(pilots.results) == [BASE] and not pilots.successions
+        assert INCUMBENT not in pilots.results and not pilots.successions

@@ -8,16 +8,30 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from dsrl.networks import ConditionalUnet1D, MLPDenoiser
+from dsrl.networks import ConditionalUnet1D, MLPDenoiser, build_denoiser
 from dsrl.sampler import Sampler, _mish, ddim_steps, flow_steps
 
 DA, TP, C = 3, 4, 6
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
+MLP, UNET = {"type": "mlp", "hidden_dims": (32,) * 5}, {"type": "unet", "down_dims": (16, 32), "time_dim": 8}
+VARIANTS = {
+    "encoder": {**MLP, "cond_mlp_dims": (16, 8)},
+    "relu": {**MLP, "activation": "ReLU"},
+    "layer norm": {**MLP, "layer_norm": True},
+    "plain mlp": {"type": "plain_mlp", "hidden_dims": (32, 16), "layer_norm": True, "cond_mlp_dims": (8,)},
+    "large encoder": {**UNET, "large_encoder": True, "group_norm_eps": 1e-2},
+    "no groups": {**UNET, "n_groups": None, "cond_predict_scale": False, "cond_mlp_dims": (16, 8)},
+    "two stages": {"type": "staged", "network": MLP, "switch": 7},
+}
+
+
 def make_denoiser(kind, dtype=torch.float32):
     torch.manual_seed(0)
-    if kind == "mlp":
+    if kind in VARIANTS:
+        network = build_denoiser({**VARIANTS[kind], "action_dim": DA, "horizon": TP, "cond_dim": C})
+    elif kind == "mlp":
         network = MLPDenoiser(DA, TP, C, (32,) * 5)
     elif kind == "one block":
         network = MLPDenoiser(DA, TP, C, (64,) * 3)
@@ -66,6 +80,39 @@ def test_ddim_equals_diffusers(kind, prediction, clip, use_clipped):
     denoiser = make_denoiser(kind)
     for n_steps in (1, 5, 8):
         check_ddim(denoiser, make_ddim(prediction, clip), n_steps, use_clipped)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_variant_equals_diffusers(kind):
+    denoiser = make_denoiser(kind)
+    for n_steps in (1, 5, 8):
+        check_ddim(denoiser, make_ddim(), n_steps, True)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_variant_is_another_network(kind):
+    """No option of the above is ignored: the weights are those of the plain one wherever both have them."""
+    cond, noise = make_inputs()
+    plain = make_denoiser("mlp" if VARIANTS[kind]["type"] in ("mlp", "staged") else "unet")
+    variant = make_denoiser(kind)
+    variant.load_state_dict({k: v for k, v in plain.state_dict().items() if fits(variant, k, v)}, strict=False)
+    assert not torch.allclose(variant(noise, torch.tensor(3), cond), plain(noise, torch.tensor(3), cond), atol=1e-4)
+    assert build_denoiser(variant.config).load_state_dict(variant.state_dict())
+
+
+def fits(network, name, tensor):
+    other = network.state_dict().get(name)
+    return other is not None and other.shape == tensor.shape
+
+
+def test_two_stages_change_at_the_switch():
+    cond, noise = make_inputs()
+    staged, times = make_denoiser("two stages"), torch.tensor([0, 6, 7, 8, 19])
+    together = staged(noise, times, cond)
+    for row, time in enumerate(times.tolist()):
+        network = staged.late if time < 7 else staged.early
+        assert staged.at(time) is network
+        torch.testing.assert_close(together[row], network(noise, times, cond)[row])
 
 
 @pytest.mark.parametrize("kind", ["mlp", "unet"])

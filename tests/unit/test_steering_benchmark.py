@@ -81,6 +81,11 @@ def write_run(folder, rate):
     (folder / "comparison.json").write_text(json.dumps({"rows": rows}))
 
 
+def test_our_own_method_runs_with_its_defaults(steering, tmp_path):
+    assert steering.method_flags("na", "lift", tmp_path) == ["--algo", "na"]
+    assert steering.method_flags("sac", "lift", tmp_path) != ["--algo", "sac"]
+
+
 def test_results_outlive_their_run_folders(steering, tmp_path):
     out = tmp_path / "results"
     write_run(tmp_path / "one" / "can" / "na" / "seed0", 0.95)
