@@ -28,7 +28,7 @@ from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
-from dsrl.pretrained import describe, load_policy, save_policy
+from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy
 from dsrl.pretrained.plugins import GROUP
 from dsrl.pretrained.plugins import plugins as _plugins
 from dsrl.probe import probe as run_probe
@@ -124,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None, EnvSpec | str]:
     """Base policy, steered policy and environment of a run folder or a checkpoint."""
-    if config.target.is_dir():
+    if config.target.is_dir() and not is_checkpoint(config.target):
         steered, known = load_run(config.target, config.agent, config.device)
         return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
     policy = load_policy(config.target, **vars(config.load), device=config.device)

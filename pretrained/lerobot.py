@@ -220,9 +220,9 @@ def _spec(settings: Mapping[str, Any], features: Features, path: Path) -> Policy
 
 
 def _sampler_notes(load: LoadConfig, sampler: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    if load.sampling_steps is None:
-        return ()
     own = settings["num_inference_steps"] or settings["num_train_timesteps"]
+    if load.sampling_steps is None or (sampler == "DDIM" and load.sampling_steps == own):
+        return ()
     return (f"the file says {sampler} in {own} steps; --load.sampling-steps made another policy of it",)
 
 

@@ -72,6 +72,12 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
     return find_format(found, formats, load.format).read(found, load)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether one of our formats recognises what lies there; a run folder is none."""
+    found = Found(path)
+    return any(each.detect(found) for each in FORMATS.values())
+
+
 def checkpoint_path(path: Path) -> Path:
     """A folder with a ``ckpt.pt`` stands for that file, ``hf://org/name@revision`` for what is fetched from there."""
     path = hub.fetch(path) if hub.is_address(path) else path

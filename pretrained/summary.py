@@ -63,7 +63,7 @@ def _describe_normalizers(weights: Weights) -> list[tuple[str, str]]:
     for name in weights:
         if name.endswith("normalizer.offset"):
             offset, scale = weights[name], weights[name.removesuffix("offset") + "scale"]
-            label = "observation mean +- std" if "obs_" in name else "action middle +- half range"
+            label = "observation offset +- scale" if "obs_" in name else "action offset +- scale"
             values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
             rows.append((label, values))
     return rows
