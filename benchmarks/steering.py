@@ -69,7 +69,7 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
         return ["--algo", "na", "--demos", str(demonstrations(TASKS[task], bases))]
     if method in ("sac", "ppo"):
         # what suited them best on Lift
-        return ["--algo", method, "--gamma", "0.97"]
+        return ["--algo", method, "--gamma", "0.97", "--warmup-episodes", "30"]
     return ["--algo", method]
 
 

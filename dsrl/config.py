@@ -74,7 +74,7 @@ class FinetuneConfig:
     """where everything is written; left out: runs/<env>/<algo>/<time>_seed<seed>"""
     total_env_steps: int = 8_000
     """budget of training in env steps, warm-up included, evaluation not"""
-    warmup_episodes: int = 30
+    warmup_episodes: int = 20
     """first episodes, played by the base policy itself, half of the budget at most (PPO has none)"""
     n_envs: int = 4
     """training environments side by side"""

@@ -30,7 +30,7 @@ def main() -> None:
         seed=args.seed,
         total_env_steps=args.total_env_steps,
         # the base policy plays these first: the agent learns from them before it acts
-        warmup_episodes=30,
+        warmup_episodes=20,
         eval_interval=max(1, args.total_env_steps // 8),
         eval_episodes=args.eval_episodes,
         final_episodes=2 * args.eval_episodes,
