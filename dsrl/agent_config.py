@@ -52,9 +52,9 @@ class NAConfig:
     """cap of an adapted price"""
     ent_coef_learning_rate: float = 0.01
     """of an adapted price"""
-    target_divergence: float = 0.03
-    """nats per dimension of the noise that an adapted price aims at: KL divergence of the Gaussian, minus the entropy
-    of a boxed actor's noise"""
+    target_divergence: float | None = None
+    """nats that an adapted price aims at: KL divergence of the Gaussian, minus the entropy of a boxed actor's noise;
+    left out: 1, or 0.03 per dimension of the noise where that is more"""
     average_decay: float = 0.998
     """of the moving average of the actor"""
     candidates: int = 8

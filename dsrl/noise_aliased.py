@@ -61,8 +61,8 @@ class NoiseAliasedSAC(PilotedSAC):
         ent_coef: price per nat; ``"auto"`` or ``"auto_0.1"`` adapts it.
         ent_coef_max: cap of the adapted one.
         ent_coef_learning_rate: of the adapted one.
-        target_divergence: nats per dimension of the noise that the adapted price aims at: the KL divergence of a
-            Gaussian actor, minus the entropy of a boxed one.
+        target_divergence: nats that the adapted price aims at: the KL divergence of a Gaussian actor, minus the entropy
+            of a boxed one. None: 1, or 0.03 per dimension of the noise where that is more.
         fit_updates: critic updates on the warm-up decisions, before the first steered one.
         fit_actor_updates: actor updates after them.
         distill_noises: noises per observation and distillation step.
@@ -109,7 +109,7 @@ class NoiseAliasedSAC(PilotedSAC):
         ent_coef: str | float = "auto_0.05",
         ent_coef_max: float = float("inf"),
         ent_coef_learning_rate: float = 0.01,
-        target_divergence: float = 0.03,
+        target_divergence: float | None = None,
         fit_updates: int = 200,
         fit_actor_updates: int = 150,
         distill_noises: int = 2,
@@ -181,9 +181,12 @@ class NoiseAliasedSAC(PilotedSAC):
             self.policy_kwargs["chunk_dim"] = chunk_dim
             kept = {"gamma": self.gamma, "chunk_dim": chunk_dim, "pool_size": self.pool_size}
             self.replay_buffer_kwargs = {**kept, **self.replay_buffer_kwargs}
-        assert self.action_space.shape is not None
+        target = self.target_divergence
+        if target is None:
+            assert self.action_space.shape is not None
+            target = max(1.0, 0.03 * self.action_space.shape[0])
         # stable-baselines3's name for what the temperature aims at
-        self.target_entropy = -self.target_divergence * self.action_space.shape[0]  # type: ignore[assignment]
+        self.target_entropy = -target  # type: ignore[assignment]
         super()._setup_model()
         if self.ent_coef_optimizer is not None:
             self.ent_coef_optimizer.param_groups[0]["lr"] = self.ent_coef_learning_rate

@@ -68,8 +68,9 @@ def settings(checkpoint, run_dir, **changes):
         final_repeats=4,
         probe_episodes=4,
         hidden_dims=(64, 64),
+        gamma=0.97,  # an episode takes 32 env steps at most
         device="cpu",
-        na=NAConfig(learning_rate=1e-3, updates_per_env_step=0.25, n_critics=2, batch_size=64),
+        na=NAConfig(learning_rate=1e-3, updates_per_env_step=0.5, n_critics=2, batch_size=64),
         sac=SACConfig(learning_rate=1e-3, updates_per_env_step=0.5),
     )
     return replace(config, **changes)

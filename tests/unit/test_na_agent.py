@@ -221,13 +221,7 @@ def test_it_learns_in_smaller_noise_spaces(layout: dict):
 def test_it_beats_the_base_policy_after_a_few_hundred_decisions(actor: str, deploy: str):
     """Whatever is deployed, and it acts without the agent."""
     settings = NAConfig(
-        actor=actor,
-        deploy=deploy,
-        learning_rate=2e-3,
-        updates_per_env_step=0.25,
-        n_critics=2,
-        batch_size=64,
-        target_divergence=0.125,
+        actor=actor, deploy=deploy, learning_rate=2e-3, updates_per_env_step=0.25, n_critics=2, batch_size=64
     )
     model = build(FinetuneConfig(n_envs=4, hidden_dims=(32, 32), na=settings), n_envs=4)
     steps = EnvSteps(2400, StopWatch(), Console(quiet=True))

@@ -256,7 +256,7 @@ def test_every_loss_moves_its_own_network_only():
 
 
 def test_the_adapted_price_rises_while_the_actor_is_too_far_away_and_falls_again():
-    model = agent(ent_coef="auto_0.1", target_divergence=2.0 / NOISE, ent_coef_max=0.11, ent_coef_learning_rate=3e-4)
+    model = agent(ent_coef="auto_0.1", target_divergence=2.0, ent_coef_max=0.11, ent_coef_learning_rate=3e-4)
     model.learn(60)
     prices = [model._price().item()]
     for divergence in (torch.full((16,), 0.5), torch.full((16,), 30.0)):
@@ -264,3 +264,11 @@ def test_the_adapted_price_rises_while_the_actor_is_too_far_away_and_falls_again
             model._adapt_price(divergence)
         prices.append(model._price().item())
     assert prices[1] < prices[0] and prices[2] == pytest.approx(0.11)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1.0), (2.5, 2.5), (0.0, 0.0)])
+def test_the_price_aims_at_a_nat_or_what_it_is_told(given: float | None, expected: float, tmp_path):
+    model = agent(target_divergence=given)
+    assert model.target_entropy == -expected
+    model.save(tmp_path / "agent.zip")
+    assert type(model).load(tmp_path / "agent.zip", env=model.env).target_entropy == -expected
