@@ -70,7 +70,7 @@ def settings(checkpoint, run_dir, **changes):
         hidden_dims=(64, 64),
         gamma=0.97,  # an episode takes 32 env steps at most
         device="cpu",
-        na=NAConfig(learning_rate=1e-3, updates_per_env_step=0.5, n_critics=2, batch_size=64),
+        na=NAConfig(learning_rate=1e-3, updates_per_env_step=0.5, target_divergence=2.0, n_critics=2, batch_size=64),
         sac=SACConfig(learning_rate=1e-3, updates_per_env_step=0.5),
     )
     return replace(config, **changes)
