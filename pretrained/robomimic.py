@@ -27,6 +27,7 @@ from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.unet_keys import unet_sizes, unet_weights
 
 _NETWORK = "policy.noise_pred_net."
 _N_GROUPS = 8  # of every GroupNorm, whatever the config says; no tensor tells
@@ -60,14 +61,14 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     obs_shapes = _observations(found, content, config)
     action_dim = _integer(found, content, "shape_metadata.ac_dim", "")
     net, notes = _network_weights(found, content, load)
-    network = _network(found, net)
+    sizes = unet_sizes(net, found.path, _misfit)
     sampler, sampler_notes = _sampler(found, config, load)
     env, env_notes = _environment(content, tuple(obs_shapes))
     spec = _spec(found, config, obs_shapes, action_dim, env)
     expected = spec.n_obs_steps * spec.obs_dim
-    if network["cond_dim"] != expected or network["action_dim"] != action_dim:
+    if sizes.cond_dim != expected or sizes.action_dim != action_dim:
         raise DsrlError(
-            f"{found.path}: its network reads {network['cond_dim']} numbers and predicts {network['action_dim']} per "
+            f"{found.path}: its network reads {sizes.cond_dim} numbers and predicts {sizes.action_dim} per "
             f"step, but {spec.n_obs_steps} steps of {dict(spec.obs_shapes)} are {expected} and shape_metadata.ac_dim "
             f"is {action_dim}; was the file put together from two?"
         )
@@ -75,7 +76,14 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     weights |= _obs_statistics(found, content, config, obs_shapes)
     weights |= _action_statistics(found, content, config, action_dim)
     version = "0.5" if "variable_state" in content else "before 0.5"
-    settings = {"network": {"type": "unet", **network}, "obs_clip": None, **sampler}
+    network = {
+        "type": "unet",
+        "down_dims": list(sizes.down_dims),
+        "time_dim": sizes.time_dim,
+        "kernel_size": sizes.kernel_size,
+        "n_groups": _N_GROUPS,
+    }
+    settings = {"network": network, "obs_clip": None, **sampler}
     return Checkpoint("diffusion", settings, spec, weights, FORMAT.name, version, notes + sampler_notes + env_notes)
 
 
@@ -209,30 +217,12 @@ def _network_weights(
             f"{found.path}: 'model.{chosen}' holds {extra[:3]} beside the U-Net; observation encoders with "
             "weights, such as those of images, are not supported"
         )
-    return {str(name).removeprefix(_NETWORK): tensor for name, tensor in state.items()}, notes
+    return unet_weights(state, _NETWORK), notes
 
 
-def _network(found: Found, net: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of our U-Net, from the shapes of its tensors."""
-
-    def shape(name: str, ndim: int) -> torch.Size:
-        if name not in net or net[name].ndim != ndim:
-            what = "is missing" if name not in net else f"has shape {list(net[name].shape)}, expected {ndim} dimensions"
-            raise DsrlError(f"{found.path}: the tensor '{_NETWORK}{name}' {what}; it is not robomimic's U-Net")
-        return net[name].shape
-
-    levels = len({name.split(".")[1] for name in net if name.startswith("down_modules.")})
-    blocks = [f"down_modules.{level}.0" for level in range(max(levels, 1))]
-    channels = [shape(f"{block}.blocks.0.block.0.weight", 3) for block in blocks]
-    time_dim = shape("diffusion_step_encoder.3.weight", 2)[0]
-    return {
-        "action_dim": shape("final_conv.1.weight", 3)[0],
-        "cond_dim": shape(f"{blocks[0]}.cond_encoder.1.weight", 2)[1] - time_dim,
-        "down_dims": [size[0] for size in channels],
-        "time_dim": time_dim,
-        "kernel_size": channels[0][2],
-        "n_groups": _N_GROUPS,
-    }
+def _misfit(name: str, found: list[int] | None, ndim: int) -> str:
+    what = "is missing" if found is None else f"has shape {found}, expected {ndim} dimensions"
+    return f"the tensor '{_NETWORK}{name}' {what}; it is not robomimic's U-Net"
 
 
 def _sampler(found: Found, config: Any, load: LoadConfig) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -6,7 +6,7 @@ Diffusion Policy and robomimic use the names of :class:`~dsrl.networks.Condition
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,25 +49,27 @@ class UnetSizes:
     """whether the condition scales the features; otherwise it only shifts them"""
 
 
-def unet_sizes(weights: Mapping[str, Tensor], path: Path) -> UnetSizes:
+def unet_sizes(
+    weights: Mapping[str, Tensor], path: Path, misfit: Callable[[str, list[int] | None, int], str] | None = None
+) -> UnetSizes:
     """Sizes of a U-Net from its tensors, by our names.
+
+    Args:
+        weights: of the U-Net.
+        path: of the file, for messages.
+        misfit: puts into words that a tensor has this shape, or is not there, and not so many dimensions.
 
     Raises:
         DsrlError: when one of them is missing or has another number of dimensions.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in weights or weights[name].ndim != ndim:
-            what = f"the shape {list(weights[name].shape)}" if name in weights else "no such tensor"
-            raise DsrlError(
-                f"{path}: the weights of its U-Net are incomplete: '{name}' has {what}, expected {ndim} dimensions; "
-                "was it written to its end?"
-            )
-        return tuple(weights[name].shape)
+        found = list(weights[name].shape) if name in weights else None
+        if found is None or len(found) != ndim:
+            raise DsrlError(f"{path}: {(misfit or _misfit)(name, found, ndim)}")
+        return tuple(found)
 
-    levels = 0
-    while f"down_modules.{levels}.0.blocks.0.block.0.weight" in weights:
-        levels += 1
+    levels = len({name.split(".")[1] for name in weights if name.startswith("down_modules.")})
     first = shape("down_modules.0.0.blocks.0.block.0.weight", 3)
     down_dims = tuple(shape(f"down_modules.{i}.0.blocks.0.block.0.weight", 3)[0] for i in range(levels))
     time_dim = shape("diffusion_step_encoder.3.weight", 2)[0]
@@ -79,4 +81,12 @@ def unet_sizes(weights: Mapping[str, Tensor], path: Path) -> UnetSizes:
         time_dim=time_dim,
         kernel_size=first[2],
         film_scale=film[0] == 2 * first[0],
+    )
+
+
+def _misfit(name: str, found: list[int] | None, ndim: int) -> str:
+    what = "no such tensor" if found is None else f"the shape {found}"
+    return (
+        f"the weights of its U-Net are incomplete: '{name}' has {what}, expected {ndim} dimensions; was it written to "
+        "its end?"
     )
