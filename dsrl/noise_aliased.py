@@ -205,7 +205,8 @@ class NoiseAliasedSAC(PilotedSAC):
         """
         if self.env is None or self.replay_buffer is None:
             return
-        sha256 = self._steering().policy.spec.sha256
+        steering = self._steering()
+        sha256 = steering.policy.spec.sha256
         if self.base_policy_sha256 not in ("", sha256):
             raise DsrlError(
                 f"this agent steers the base policy {self.base_policy_sha256[:12]}, the environment has {sha256[:12]}; "
@@ -214,7 +215,7 @@ class NoiseAliasedSAC(PilotedSAC):
         self.base_policy_sha256 = sha256
         assert self.action_space.shape is not None
         self.decoder = Decoder(
-            self._steering(),
+            steering,
             action_dim=self.action_space.shape[0],
             bound=self.policy.bound,
             size=self.pool_size or 1,

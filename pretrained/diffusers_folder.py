@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from dsrl.config import LoadConfig
@@ -29,6 +28,7 @@ from dsrl.diffusion import DiffusionConfig, FlowConfig, ddim_scheduler, flow_sch
 from dsrl.errors import DsrlError, nearest
 from dsrl.networks import build_denoiser
 from dsrl.policy import PolicySpec
+from dsrl.pretrained.folders import read_json, read_tensors
 from dsrl.pretrained.formats import Checkpoint, Format
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.native import plain, spec_from_dict, spec_to_dict, weights_sha256
@@ -95,7 +95,10 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
             "--load.config and --load.normalization, or give them to dsrl convert"
         )
     path = found.path / POLICY
-    content = _check_header(_read_json(path), path)
+    for name in (POLICY, NORMALIZER, SCHEDULER, NETWORK, WEIGHTS):
+        if not (found.path / name).is_file():
+            raise DsrlError(f"there is no {found.path / name}; the folder is incomplete, convert it again")
+    content = _check_header(read_json(path), path)
     try:
         spec = spec_from_dict(content)
         scheduler = _scheduler(content["kind"], content["config"])
@@ -106,8 +109,8 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     # settings that we leave to diffusers differ between its versions
     _compare(found.path / SCHEDULER, settings, free=settings.pop("_use_default_values", ()))
     _compare(found.path / NETWORK, network)
-    weights = {f"{_PREFIX}{name}": tensor for name, tensor in _read_tensors(found.path / WEIGHTS).items()}
-    weights |= _read_tensors(found.path / NORMALIZER)
+    weights = {f"{_PREFIX}{name}": tensor for name, tensor in read_tensors(found.path / WEIGHTS).items()}
+    weights |= read_tensors(found.path / NORMALIZER)
     if content["sha256"] != _seal(content, weights):
         raise DsrlError(
             f"{path}: its config, its spec or the tensors beside it are not those that were written (sha256 differs); "
@@ -151,8 +154,8 @@ def _seal(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(f"{json.dumps(parts)}{weights_sha256(weights)}".encode()).hexdigest()
 
 
-def _check_header(content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("format") != FORMAT.name:
+def _check_header(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    if content.get("format") != FORMAT.name:
         raise DsrlError(
             f'{path} is not that of a policy (expected "format": "{FORMAT.name}"); write it by dsrl convert'
         )
@@ -176,9 +179,7 @@ def _compare(path: Path, expected: Mapping[str, Any], free: Collection[str] | No
     Args:
         free: settings that may be missing; None: all must be there, and no other ones.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise DsrlError(f"{path} holds {type(content).__name__}, expected settings; convert it again")
+    content = read_json(path)
     wanted = plain(dict(expected))
     unknown = content.keys() - wanted.keys() if free is None else set()
     missing = wanted.keys() - content.keys() - set(free or ())
@@ -190,26 +191,8 @@ def _compare(path: Path, expected: Mapping[str, Any], free: Collection[str] | No
         )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DsrlError(f"there is no {path}; the folder is incomplete, convert it again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DsrlError(f"{path} is not JSON ({error}); convert it again") from error
-
-
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise DsrlError(f"there is no {path}; the folder is incomplete, convert it again")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DsrlError(f"{path} is truncated or no safetensors file ({error}); convert it again") from error
 
 
 FORMAT = Format("diffusers", "folders of `dsrl convert` (policy.json, scheduler, denoiser)", detect, read)

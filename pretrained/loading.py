@@ -66,7 +66,7 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
         DsrlError: when it is missing, broken, unsafe or foreign.
     """
     found = Found(path)
-    ours = load.format in FORMATS or (load.format == "auto" and any(each.detect(found) for each in FORMATS.values()))
+    ours = load.format in FORMATS or (load.format == "auto" and _is_ours(found))
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
     return find_format(found, formats, load.format).read(found, load)
@@ -74,7 +74,10 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether one of our formats recognises what lies there; a run folder is none."""
-    found = Found(path)
+    return _is_ours(Found(path))
+
+
+def _is_ours(found: Found) -> bool:
     return any(each.detect(found) for each in FORMATS.values())
 
 
