@@ -43,7 +43,9 @@ COMMANDS: Mapping[str, Command] = {
         ("checkpoint", "out"),
     ),
     "inspect": Command("print what is in a checkpoint", "config:InspectConfig", "commands:inspect", ("checkpoint",)),
-    "plugins": Command("list the formats that other packages add", "config:PluginsConfig", "commands:plugins"),
+    "plugins": Command(
+        "list the formats and simulators that other packages add", "config:PluginsConfig", "commands:plugins"
+    ),
     "collect": Command("record demonstrations of a scripted expert", "collect:CollectConfig", "collect:collect"),
     "pretrain": Command(
         "train a diffusion or flow policy by behaviour cloning", "pretrain:PretrainConfig", "pretrain:pretrain"

@@ -26,15 +26,16 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.noise import NoiseSpace, reduced_spaces
+from dsrl.plugins import ENVS, POLICIES, load_plugins
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
 from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy
-from dsrl.pretrained.plugins import GROUP
-from dsrl.pretrained.plugins import plugins as _plugins
+from dsrl.pretrained.formats import Format
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
 from dsrl.video import film
+from dsrl.wrappers.families import Family
 
 
 def finetune(config: FinetuneConfig) -> int:
@@ -93,13 +94,17 @@ def convert(config: ConvertConfig) -> None:
 
 def plugins(config: PluginsConfig) -> None:
     """``dsrl plugins``"""
-    table = Table("format", "package", "what it reads", title=f"entry points {GROUP}")
+    table = Table("entry points", "name", "package", "what it adds")
+    kinds: dict[str, Any] = {POLICIES: Format, ENVS: Family}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table says what is broken
-        found = _plugins()
-    for plugin in found:
-        table.add_row(plugin.name, plugin.package, plugin.format.title if plugin.format else f"broken: {plugin.error}")
-    Console().print(table if found else f"no installed package adds a format (entry points {GROUP})")
+        for group, kind in kinds.items():
+            for plugin in load_plugins(group, kind):
+                added = plugin.loaded.title if plugin.loaded else f"broken: {plugin.error}"
+                table.add_row(group, plugin.name, plugin.package, added)
+    Console().print(
+        table if table.rows else f"no installed package adds a format or a simulator (entry points {POLICIES}, {ENVS})"
+    )
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsrl.plugins import ENVS, plugin_names
+
 FAMILIES = ("robosuite", "metaworld", "gymnasium")
+"""ours; other packages may add some"""
 # robomimic.envs.env_base.EnvType; Meta-World is a gymnasium environment to robomimic
 _ROBOMIMIC_TYPE = {"robosuite": 1, "gymnasium": 2, "metaworld": 2}
 
@@ -19,7 +22,7 @@ class EnvSpec:
     """
 
     family: str
-    """``robosuite``, ``metaworld`` or ``gymnasium``"""
+    """``robosuite``, ``metaworld``, ``gymnasium`` or that of another package"""
     name: str
     """``Lift``, ``pick-place-v3``, ``Hopper-v5``"""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +45,7 @@ class EnvSpec:
     def parse(cls, env_id: str) -> EnvSpec:
         """``robosuite/Lift`` -> a spec with everything else left to the adapter's defaults."""
         family, _, name = env_id.partition("/")
-        if family in ("robosuite", "metaworld") and name:
+        if name and family in known_families():
             return cls(family=family, name=name)
         return cls(family="gymnasium", name=env_id)
 
@@ -51,7 +54,7 @@ class EnvSpec:
         return {
             "env_name": self.name,
             "env_version": self.version,
-            "type": _ROBOMIMIC_TYPE[self.family],
+            "type": _ROBOMIMIC_TYPE.get(self.family, 2),
             "env_kwargs": dict(self.kwargs),
             "family": self.family,
             "options": dict(self.options),
@@ -72,3 +75,8 @@ class EnvSpec:
             max_episode_steps=env_args.get("max_episode_steps"),
             version=str(env_args.get("env_version") or ""),
         )
+
+
+def known_families() -> tuple[str, ...]:
+    """Ours and those of other packages, without loading them."""
+    return (*FAMILIES, *plugin_names(ENVS))

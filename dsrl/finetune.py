@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, **vars(config.load), device=config.device)
-    env = resolve_env_spec(environment_of(policy, config.env))
+    env = resolve_env_spec(environment_of(policy, config.env), policy.spec)
     config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
     noise_space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)

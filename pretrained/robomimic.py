@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dsrl.config import LoadConfig
-from dsrl.env_spec import FAMILIES, EnvSpec
+from dsrl.env_spec import EnvSpec, known_families
 from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
@@ -192,7 +192,7 @@ def _environment(content: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[Env
         env = EnvSpec.from_robomimic(metadata)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None, unknown
-    if env.family not in FAMILIES:
+    if env.family not in known_families():
         return None, unknown
     return (replace(env, obs_keys=keys) if env.family == "robosuite" else env), ()
 

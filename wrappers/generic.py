@@ -14,6 +14,8 @@ from gymnasium.envs.registration import EnvSpec as Registered
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
+from dsrl.wrappers.families import Family
+from dsrl.wrappers.observations import find_key, missing
 
 
 def resolve(spec: EnvSpec) -> EnvSpec:
@@ -120,14 +122,14 @@ def _layout(spec: EnvSpec, space: spaces.Space) -> tuple[tuple[str, ...], dict[s
     if not isinstance(space, spaces.Dict):
         raise DsrlError(f"{spec.id} observes {space}; a Box or a Dict of Boxes can be read")
     low_dim = {key: box.shape for key, box in space.items() if isinstance(box, spaces.Box) and len(box.shape) <= 1}
-    keys = spec.obs_keys or tuple(sorted(low_dim))
-    for key in keys:
-        if key not in low_dim:
-            known = sorted(low_dim)
-            raise DsrlError(f"{spec.id} has no observation '{key}'.{nearest(key, known)} It has {', '.join(known)}")
-    if not keys:
+    asked = spec.obs_keys or tuple(sorted(low_dim))
+    if not asked:
         raise DsrlError(f"{spec.id} has no low-dimensional observation among {sorted(space.keys())}")
-    return keys, {key: low_dim[key] or (1,) for key in keys}
+    keys = {key: find_key(key, low_dim) for key in asked}
+    for key, name in keys.items():
+        if name is None:
+            raise missing(spec.id, key, asked, low_dim)
+    return tuple(map(str, keys.values())), {key: low_dim[str(name)] or (1,) for key, name in keys.items()}
 
 
 def _with_success(info: dict[str, Any]) -> dict[str, Any]:
@@ -135,3 +137,8 @@ def _with_success(info: dict[str, Any]) -> dict[str, Any]:
         if key in info:
             return {**info, "success": bool(info[key])}
     return info
+
+
+FAMILY = Family(
+    "gymnasium", "whatever is registered with gymnasium", resolve, GenericEnv, reward="dense", own_process=False
+)

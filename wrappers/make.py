@@ -7,36 +7,32 @@ import sys
 from dataclasses import replace
 
 import gymnasium
-from gymnasium.wrappers import TimeLimit
 
-from dsrl.env_spec import FAMILIES, EnvSpec
+from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
+from dsrl.policy import PolicySpec
+from dsrl.wrappers.families import family_of
+from dsrl.wrappers.observations import observe_as
 from dsrl.wrappers.reward import MODES, RewardConvention
 
 
-def resolve_env_spec(spec: EnvSpec | str) -> EnvSpec:
+def resolve_env_spec(spec: EnvSpec | str, policy: PolicySpec | None = None) -> EnvSpec:
     """Fill in everything that the adapter decides: arguments, observation keys, time limit, version.
+
+    Args:
+        spec: what to build.
+        policy: what will act there; observations are given by its names and in its order.
 
     Raises:
         DsrlError: when the name is unknown (with the nearest known one) or an extra is missing.
     """
     spec = EnvSpec.parse(spec) if isinstance(spec, str) else spec
-    if spec.family == "robosuite":
-        from dsrl.wrappers import robosuite as adapter
-    elif spec.family == "metaworld":
-        from dsrl.wrappers import metaworld as adapter  # type: ignore[no-redef]
-    elif spec.family == "gymnasium":
-        from dsrl.wrappers import generic as adapter  # type: ignore[no-redef]
-    else:
-        raise DsrlError(f"unknown family '{spec.family}'.{nearest(spec.family, FAMILIES)} Known: {', '.join(FAMILIES)}")
-    return adapter.resolve(spec)
+    return family_of(spec).resolve(spec if policy is None else observe_as(spec, policy))
 
 
 def resolve_reward(spec: EnvSpec, reward: str) -> str:
     """What ``auto`` means: ``success`` for manipulation, ``dense`` elsewhere."""
-    if reward != "auto":
-        return reward
-    return "dense" if spec.family == "gymnasium" else "success"
+    return family_of(spec).reward if reward == "auto" else reward
 
 
 def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | None = None) -> gymnasium.Env:
@@ -57,33 +53,15 @@ def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | No
     if reward not in MODES:
         known = ("auto", *MODES)
         raise DsrlError(f"there is no reward convention '{reward}'.{nearest(reward, known)} Known: {', '.join(known)}")
-    if spec.family == "robosuite" and reward == "dense":
-        # without shaping robosuite's own reward is sparse too
-        spec = replace(spec, kwargs={"reward_shaping": True, **spec.kwargs})
+    family = family_of(spec)
+    if reward == "dense":
+        spec = replace(spec, kwargs={**family.dense, **spec.kwargs})
     if render_mode is not None:
         _choose_renderer()
-    return RewardConvention(_adapter(spec, render_mode), reward)
+    return RewardConvention(family.make(spec, render_mode), reward)
 
 
 def _choose_renderer() -> None:
     """Without a display MuJoCo's default, a window, cannot be opened; a choice of the user's is kept."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-
-
-def _adapter(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
-    if spec.family == "gymnasium":
-        from dsrl.wrappers.generic import GenericEnv
-
-        return GenericEnv(spec, render_mode)  # brings its own time limit
-    env: gymnasium.Env
-    if spec.family == "robosuite":
-        from dsrl.wrappers.robosuite import RobosuiteEnv
-
-        env = RobosuiteEnv(spec, render_mode)
-    else:
-        from dsrl.wrappers.metaworld import MetaWorldEnv
-
-        env = MetaWorldEnv(spec, render_mode)
-    assert spec.max_episode_steps is not None
-    return TimeLimit(env, spec.max_episode_steps)

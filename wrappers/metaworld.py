@@ -10,9 +10,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, SimulatorFailed, nearest
+from dsrl.wrappers.families import Family
 
 DEFAULT_STEPS = {"pick-place-v3": 120, "push-v3": 120, "reach-v3": 100}
 _OBS_DIM = 39
@@ -38,7 +40,7 @@ def resolve(spec: EnvSpec) -> EnvSpec:
     known = tasks()
     if spec.name not in known:
         raise DsrlError(f"Meta-World has no task '{spec.name}'.{nearest(spec.name, known)} Known: {', '.join(known)}")
-    if spec.obs_keys not in ((), ("state",)):
+    if len(spec.obs_keys) > 1:
         raise DsrlError(f"{spec.id} observes one vector, 'state'; it has no keys {list(spec.obs_keys)}")
     return replace(
         spec,
@@ -60,7 +62,7 @@ class MetaWorldEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.env_spec = resolve(spec)
         self.render_mode = render_mode
         self.simulator = _make_simulator(self.env_spec, render_mode)
-        self.obs_shapes = {"state": (_OBS_DIM,)}
+        self.obs_shapes = {key: (_OBS_DIM,) for key in self.env_spec.obs_keys or ("state",)}
         self.observation_space = spaces.Box(-np.inf, np.inf, (_OBS_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.raw_obs = np.zeros(_OBS_DIM)
@@ -119,3 +121,12 @@ def _make_simulator(spec: EnvSpec, render_mode: Any) -> Any:
     env._set_task_called = True  # its list of tasks is not used
     env.max_path_length = np.inf  # it would refuse step 501
     return env
+
+
+def make(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
+    """The task with its time limit."""
+    assert spec.max_episode_steps is not None
+    return TimeLimit(MetaWorldEnv(spec, render_mode), spec.max_episode_steps)
+
+
+FAMILY = Family("metaworld", "tasks of Meta-World with a visible goal", resolve, make, own_process=False)

@@ -13,9 +13,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, SimulatorFailed, nearest
+from dsrl.wrappers.families import Family
+from dsrl.wrappers.observations import find_key, missing
 
 TASKS = (
     "Lift", "PickPlaceCan", "NutAssemblySquare", "NutAssemblyRound", "NutAssembly",
@@ -161,12 +164,10 @@ class RobosuiteEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return env._get_observations(force_update=True)
 
     def _read(self, raw: dict[str, np.ndarray], key: str) -> np.ndarray:
-        name = "object-state" if key == "object" else key
-        if name not in raw:
-            known = sorted("object" if key == "object-state" else key for key in raw)
-            raise DsrlError(
-                f"{self.env_spec.id} has no observation '{key}'.{nearest(key, known)} It has {', '.join(known)}"
-            )
+        name = find_key(key, raw)
+        if name is None:
+            known = ["object" if known == "object-state" else known for known in raw]
+            raise missing(self.env_spec.id, key, self.env_spec.obs_keys, known)
         return np.atleast_1d(np.asarray(raw[name], dtype=np.float32))
 
     def _flat(self, raw: dict[str, np.ndarray]) -> np.ndarray:
@@ -270,3 +271,13 @@ def _import_quietly() -> Any:
     import robosuite
 
     return robosuite
+
+
+def make(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
+    """The task with its time limit."""
+    assert spec.max_episode_steps is not None
+    return TimeLimit(RobosuiteEnv(spec, render_mode), spec.max_episode_steps)
+
+
+# without shaping robosuite's own reward is sparse too
+FAMILY = Family("robosuite", "single-arm tasks of robosuite", resolve, make, dense={"reward_shaping": True})

@@ -12,14 +12,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from dsrl.env_spec import EnvSpec
 from dsrl.policy import PolicySpec
 from dsrl.wrappers.chunk import ActionChunk
+from dsrl.wrappers.families import family_of
 from dsrl.wrappers.history import ObservationHistory
 from dsrl.wrappers.make import make_env, resolve_env_spec
+from dsrl.wrappers.observations import check_observations
 from dsrl.wrappers.processes import SimulatorProcesses
 from dsrl.wrappers.reward import RewardConvention
 from dsrl.wrappers.seeds import SeededEpisodes
-
-# simulators that are worth a process of their own: an env step takes milliseconds
-_HEAVY = ("robosuite",)
 
 
 def chunked(env: gym.Env, spec: PolicySpec, gamma: float = 1.0) -> gym.Env:
@@ -39,7 +38,9 @@ def make_chunk_env(
     if callable(env):
         single = env() if reward == "auto" else RewardConvention(env(), reward)
     else:
+        env = resolve_env_spec(env, spec)
         single = make_env(env, reward=reward, render_mode=render_mode)
+        check_observations(env.id, single.unwrapped.obs_shapes, spec)  # type: ignore[attr-defined]
     return Monitor(SeededEpisodes(chunked(single, spec, gamma)))
 
 
@@ -64,9 +65,10 @@ def make_vec_env(
         subprocess: a process per environment; by default for simulators whose steps take milliseconds.
     """
     if not callable(env):
-        env = resolve_env_spec(env)  # here, not in a process of its own: an unknown name is an error of the caller's
+        # here, not in a process of its own: an unknown name is an error of the caller's
+        env = resolve_env_spec(env, spec)
     if subprocess is None:
-        subprocess = n_envs > 1 and isinstance(env, EnvSpec) and env.family in _HEAVY
+        subprocess = n_envs > 1 and isinstance(env, EnvSpec) and family_of(env).own_process
     thunks: list[Callable[[], gym.Env]] = [
         partial(make_chunk_env, env, spec, reward=reward, gamma=gamma) for _ in range(n_envs)
     ]

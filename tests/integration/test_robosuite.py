@@ -11,6 +11,8 @@ import pytest
 
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, SimulatorFailed
+from dsrl.policy import PolicySpec
+from dsrl.wrappers import make_vec_env
 from dsrl.wrappers.experts import make_expert
 from dsrl.wrappers.make import make_env, resolve_env_spec
 
@@ -222,3 +224,18 @@ def test_a_rendering_copy_plays_the_same_episode():
         env.close()
     assert np.array_equal(played, rollout(silent, seed=7))
     assert frame.dtype == np.uint8 and frame.shape[2] == 3 and frame.std() > 0
+
+
+def test_a_policy_that_reads_the_object_first_gets_it_first():
+    """Diffusion Policy's data has another order than robomimic's, and the same length."""
+    ours = make_vec_env(LIFT, PolicySpec({"state": (19,)}, 7, 4, 4))
+    order = {"object": (10,), "robot0_eef_pos": (3,), "robot0_eef_quat": (4,), "robot0_gripper_qpos": (2,)}
+    theirs = make_vec_env(replace(LIFT, obs_keys=()), PolicySpec(order, 7, 4, 4))
+    try:
+        for envs in (ours, theirs):
+            envs.seed(3)
+        expected, got = ours.reset()[0, 0], theirs.reset()[0, 0]
+        np.testing.assert_array_equal(got, np.concatenate([expected[9:], expected[:9]]))
+    finally:
+        ours.close()
+        theirs.close()

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
-          provenance statistics critics actor agent_config presets pilots pools transformer""",
+          provenance statistics critics actor agent_config presets pilots pools transformer plugins""",
     1: "diffusion guidance values steered replay noise_policy",
     2: "noise_losses demo_mix piloted",
     3: "noise_aliased agents actor_file",
@@ -19,7 +19,7 @@ _LEVELS = {
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
 SIBLINGS = (0, 4, 5)
 """levels whose modules may import each other; two algorithms (level 3) never do"""
-FOR_WRAPPERS = {f"dsrl.{name}" for name in ("policy", "noise", "env_spec", "errors", "data")}
+FOR_WRAPPERS = {f"dsrl.{name}" for name in ("policy", "noise", "env_spec", "errors", "data", "plugins")}
 
 
 def modules() -> dict[str, Path]:
