@@ -31,6 +31,7 @@ from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
 from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy
 from dsrl.pretrained.formats import Format
+from dsrl.pretrained.verify import verify
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
@@ -71,7 +72,10 @@ def inspect(config: InspectConfig) -> None:
     """``dsrl inspect``"""
     table = Table("", "", show_header=False, title=str(config.checkpoint))
     table.columns[1].overflow = "fold"  # a hash that is cut off is of no use
-    for name, value in describe(config.checkpoint, config.load):
+    rows = describe(config.checkpoint, config.load)
+    if config.verify:
+        rows += verify(load_policy(config.checkpoint, **vars(config.load), device=config.device))
+    for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
 

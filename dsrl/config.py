@@ -228,6 +228,10 @@ class InspectConfig:
     checkpoint: Path
     """file to look into"""
     load: LoadConfig = field(default_factory=LoadConfig)
+    verify: bool = False
+    """sample some chunks too: are they determined by their noise, how large are the actions, how many are clipped"""
+    device: str = "auto"
+    """where to sample: cpu, cuda, auto"""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class PluginsConfig:
-    """List the formats of checkpoints that other installed packages add."""
+    """List the formats and simulators that other installed packages add."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
