@@ -87,14 +87,17 @@ def steered_from_state(policy: FrozenPolicy, state: Mapping[str, Tensor], facts:
         facts: ``model.steering``, and ``deployed`` where the agent can act in more than one way.
     """
     actor = actor_from_state(state, facts)
-    if facts.get("deployed", "actor") == "actor":
+    deployed = facts.get("deployed", "actor")
+    if deployed == "actor":
         return SteeredPolicy(policy, actor)
     weights = {key.removeprefix("critic."): value for key, value in state.items() if key.startswith("critic.")}
     with torch.random.fork_rng(devices=[]):
         critic = CriticEnsemble(**facts["critic"])
     critic.load_state_dict(weights)
     critic = critic.to(weights["weights.0"].device).requires_grad_(False).eval()
-    return SelectingPolicy(policy, actor, critic, facts["choice"])
+    # the base policy is a choice of one
+    choice = {**facts["choice"], "candidates": 1} if deployed == "base" else facts["choice"]
+    return SelectingPolicy(policy, actor, critic, choice)
 
 
 def read_actor(path: Path, policy: FrozenPolicy) -> NoiseActor:

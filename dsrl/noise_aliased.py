@@ -73,8 +73,8 @@ class NoiseAliasedSAC(PilotedSAC):
         candidates: noises of the prior among which the critics choose, where they do.
         deploy: what ``predict`` plays: ``actor``, the mean of the averaged actor; ``candidates``, the one of a few
             prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
-            candidates, and then copies of the averaged actor that have done at least as well as what was deployed
-            before, in episodes of training (:class:`~dsrl.pilots.Pilots`).
+            base policy, then the candidates, then copies of the averaged actor, each once it has done at least as well
+            as what was deployed before, in episodes of training (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
         decode_bfloat16: denoise pools in half the precision.
         compile_update: compile the losses; worth it on a GPU.
@@ -141,7 +141,7 @@ class NoiseAliasedSAC(PilotedSAC):
         self.distill_per_head, self.average_decay, self.candidates = distill_per_head, average_decay, candidates
         self.clip_prior, self.deploy = clip_prior, deploy
         self.decode_bfloat16, self.compile_update = decode_bfloat16, compile_update
-        self.deployed = "actor" if deploy == "actor" else "candidates"
+        self.deployed = "base" if deploy == "auto" else deploy
         self.pilots = Pilots()
         self.base_policy_sha256 = ""
         self._actor_updates = 0

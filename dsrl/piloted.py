@@ -36,7 +36,7 @@ class PilotedSAC(SAC):
     pool_size: int
     deploy: Deploy
     deployed: str
-    """``actor`` or ``candidates``: what :meth:`predict` plays now"""
+    """``base``, ``candidates`` or ``actor``: what :meth:`predict` plays now"""
     pilots: Pilots
 
     def _sample_action(
@@ -83,8 +83,11 @@ class PilotedSAC(SAC):
             self.pilots.landed(int(env), float(infos[env].get("is_success", episode["r"])))
         if self.deploy != "auto" or not dones.any():
             return
-        if self.pilots.relapse():
-            self.deployed = "candidates"
+        self._choose_what_is_deployed()
+
+    def _choose_what_is_deployed(self) -> None:
+        if self.deployed != "actor" or self.pilots.relapse():
+            self.deployed = "candidates" if self.pilots.first_is_trusted() else "base"
         succeeds = self.pilots.verdict()
         if succeeds is None:
             return
@@ -101,7 +104,7 @@ class PilotedSAC(SAC):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The noise that is deployed; the candidates are drawn anew every time, also when it is deterministic.
+        """The noise that is deployed; that of the prior is drawn anew every time, also when it is deterministic.
 
         Raises:
             DsrlError: when candidates are to be decoded and there is no environment with the base policy.
@@ -115,7 +118,8 @@ class PilotedSAC(SAC):
         cond, vectorized = self.policy.obs_to_tensor(observation)
         assert isinstance(cond, Tensor)
         with torch.no_grad():
-            noise = self.best_candidate(cond).cpu().numpy()
+            noise = self.decoder.prior(len(cond)) if self.deployed == "base" else self.best_candidate(cond)
+        noise = noise.cpu().numpy()
         return (noise if vectorized else noise[0]), state
 
     def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:

@@ -7,6 +7,8 @@ from collections import deque
 import numpy as np
 
 BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explore"
+FEW = 4
+"""results with which the first incumbent is compared with the base policy"""
 
 
 class Pilots:
@@ -21,19 +23,25 @@ class Pilots:
     Failures take longer than successes, so a challenger is judged when all of its episodes have landed, not by the
     first ones that do.
 
+    The first incumbent is the critics' choice among noises of the prior. Critics of few episodes choose well on most
+    seeds and badly on some, so it is not deployed unseen (:meth:`first_is_trusted`), and its successor has to be as
+    good as the base policy was in the warm-up too.
+
     Args:
         window: last results of an incumbent that count.
         trust: results without which an incumbent cannot be beaten.
         trials: episodes of a challenger, the first time and later: the first incumbent is the choice among candidates,
             often little better than the base policy.
+        enough: episodes of the warm-up whose critics are trusted unseen.
     """
 
     TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
 
-    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10)):
-        self.window, self.trust, self.trials = window, trust, trials
+    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10), enough: int = 40):
+        self.window, self.trust, self.trials, self.enough = window, trust, trials, enough
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
+        self._seen = 0
         self._sent = 0
         self._turn = 0
         self._warming_up = True
@@ -55,6 +63,7 @@ class Pilots:
         """The episode in this environment has ended."""
         self.results.setdefault(self._flying[env], deque(maxlen=self.window)).append(result)
         if self._warming_up:
+            self._seen += 1
             self._flying[env] = BASE
             return
         pilot = self.TURNS[self._turn % len(self.TURNS)]
@@ -73,11 +82,21 @@ class Pilots:
         flown = self.results.get(CHALLENGER, deque())
         if not flown or len(self.results.get(INCUMBENT, ())) < self.trust:
             return None
+        level = self.mean(INCUMBENT)
+        if not self.successions and self.results.get(BASE):
+            level = max(level, self.mean(BASE))
         to_come = self.needed - len(flown)
         best = 1.0 if set(flown) <= {0.0, 1.0} else float("inf")  # an episode's success, or a return
-        if to_come and (sum(flown) + to_come * best) / self.needed >= self.mean(INCUMBENT):
+        if to_come and (sum(flown) + to_come * best) / self.needed >= level:
             return None
-        return not to_come and self.mean(CHALLENGER) >= self.mean(INCUMBENT)
+        return not to_come and self.mean(CHALLENGER) >= level
+
+    def first_is_trusted(self) -> bool:
+        """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""
+        flown = self.results.get(INCUMBENT, ())
+        if self.successions or len(flown) < FEW:
+            return self._seen >= self.enough
+        return not self.mean(INCUMBENT) < self.mean(BASE)
 
     def next_challenger(self, *, succeeds: bool) -> None:
         """Another challenger begins; the one before is the incumbent now, with its results, if it ``succeeds``."""

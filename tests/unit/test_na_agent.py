@@ -12,6 +12,7 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import ConvertCallback
 
 from dsrl.actor_file import steered_from_state
+from dsrl.algorithms import steering_facts
 from dsrl.callbacks import EnvSteps, StopWatch, WarmUp
 from dsrl.config import FinetuneConfig, NAConfig
 from dsrl.errors import DsrlError, LossNotFinite
@@ -45,9 +46,10 @@ def test_what_the_candidates_play_is_the_best_of_the_pool_that_is_stored():
     torch.testing.assert_close(batch.chunks[row], batch.pool.chunks[row, index])
 
 
-def test_an_agent_that_has_flown_nothing_deploys_the_candidates():
+def test_an_agent_that_has_flown_nothing_deploys_the_base_policy():
     model = agent()
-    assert model.deployed == "candidates" and agent(deploy="actor").deployed == "actor"
+    assert model.deployed == "base"
+    assert [agent(deploy=deploy).deployed for deploy in ("actor", "candidates")] == ["actor", "candidates"]
     obs = model.env.reset()
     noise, _ = model.predict(obs, deterministic=True)
     one, _ = model.predict(obs[0], deterministic=True)
@@ -74,14 +76,41 @@ def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
         assert not torch.equal(moments(model, "challenger"), challenger)
 
 
-def test_the_candidates_act_again_when_the_actor_proves_worse_than_the_base_policy():
+@pytest.mark.parametrize(
+    ("candidates", "enough", "deployed"),
+    [([], 99, "base"), ([], 0, "candidates"), ([1.0, 0.0] * 2, 99, "candidates"), ([0.0] * 4, 0, "base")],
+)
+def test_the_candidates_are_deployed_when_they_do_as_well_as_the_base_policy(candidates, enough, deployed):
+    """Before they have flown, only where there were enough episodes to learn from."""
+    model = agent()
+    model.learn(60)
+    model.pilots.enough = enough
+    model.pilots.results = {"base": deque([0.5]), "incumbent": deque(candidates)}
+    model.pilots.start(2, warming_up=True)
+    finish_episodes(model)
+    assert model.deployed == deployed
+
+
+def test_the_base_policy_that_is_deployed_is_the_base_policy():
+    """The one of the same draw, whatever the critics think."""
+    model = agent()
+    model.learn(60)
+    model.steering = steering_facts(FinetuneConfig(), model, model.policy.bound, POLICY)
+    steered = steered_from_state(POLICY, model.policy.state_dict(), {**model.steering, "deployed": "base"})
+    obs, noise = torch.randn(3, 1, 4), torch.randn(3, *steered.spec.noise_shape)
+    torch.testing.assert_close(
+        steered.sample(obs, noise), POLICY.sample(obs, noise.reshape(3, *POLICY.spec.noise_shape)), rtol=0, atol=0
+    )
+
+
+def test_the_base_policy_acts_again_when_the_actor_proves_worse():
     model = agent()
     model.learn(60)
     model.deployed, model.pilots.successions = "actor", 1
     model.pilots.results = {"base": deque([0.5]), "incumbent": deque([0.0] * 11)}
     model.pilots.start(2, warming_up=True)
     finish_episodes(model)
-    assert model.deployed == "candidates"
+    assert model.deployed == "base"
 
 
 def moments(model: NoiseAliasedSAC, actor: str) -> torch.Tensor:

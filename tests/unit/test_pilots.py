@@ -166,3 +166,27 @@ def test_an_actor_that_is_worse_than_the_base_policy_gives_way_again(
     assert pilots.relapse() is relapses
     if relapses:
         assert INCUMBENT not in pilots.results and not pilots.successions
+
+
+def test_the_first_actor_must_also_match_the_base_policy():
+    pilots = Pilots(trust=2, trials=(3, 3))
+    pilots.results = {BASE: deque([1.0, 0.0]), INCUMBENT: deque([0.0] * 3), CHALLENGER: deque([1.0, 0.0, 0.0])}
+    assert pilots.verdict() is False, "better than the candidates, not as good as the base policy"
+    pilots.results[CHALLENGER] = deque([1.0, 1.0, 0.0])
+    assert pilots.verdict() is True
+    pilots.successions = 1
+    pilots.results[CHALLENGER] = deque([1.0, 0.0, 0.0])
+    assert pilots.verdict() is True, "later ones are compared with what is deployed, which already matched it"
+
+
+def test_the_critics_of_few_episodes_are_not_trusted_unseen():
+    pilots = Pilots(enough=2)
+    for _ in range(2):
+        assert not pilots.first_is_trusted()
+        pilots.start(1, warming_up=True)
+        pilots.landed(0, 1.0)
+    assert pilots.first_is_trusted(), "these were enough"
+    pilots.results[INCUMBENT] = deque([1.0, 1.0, 0.0, 1.0])
+    assert not pilots.first_is_trusted(), "they have flown, and did worse than the base policy"
+    pilots.results[INCUMBENT] = deque([1.0] * 4)
+    assert pilots.first_is_trusted()
