@@ -21,7 +21,7 @@ from steering_results import Key, Results
 from steering_table import markdown
 from tasks import FOLDER, TASKS, base_policy, demonstrations
 
-METHODS = ("na", "na-exact", "na-demos", "sac", "ppo", "reference")
+METHODS = ("na", "na-60", "na-exact", "na-demos", "sac", "ppo", "reference")
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,23 @@ class Plan:
     reference: Budget = Budget(16_000, 2_000)
     """also of plain SAC"""
     ppo: Budget = Budget(40_000, 5_000)
-    methods: tuple[str, ...] = field(default=("na", "na-demos", "sac", "reference"))
+    warmup: Budget = Budget(6_000, 6_000)
+    """of na-60: what 60 episodes of the base policy take at most, so that little more than they is played"""
+    methods: tuple[str, ...] = field(default=("na", "na-60", "na-demos", "sac", "reference"))
     """without --methods"""
 
     def budget(self, method: str) -> Budget:
         """What a run of that method may spend."""
-        return self.na if method.startswith("na") else {"ppo": self.ppo}.get(method, self.reference)
+        special = {"ppo": self.ppo, "na-60": self.warmup}
+        return special.get(method, self.na if method.startswith("na") else self.reference)
 
 
 PLANS = {
-    "lift": Plan(reference=Budget(12_000, 2_000), methods=METHODS),
-    "can": Plan(na=Budget(10_000, 1_000), reference=Budget(20_000, 2_000)),
-    "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-exact", "na-demos", "sac", "reference")),
-    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4)),
-    "hammer": Plan(),
+    "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(4_800, 4_800), methods=METHODS),
+    "can": Plan(na=Budget(10_000, 1_000), reference=Budget(20_000, 2_000), warmup=Budget(8_400, 8_400)),
+    "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-60", "na-exact", "na-demos", "sac", "reference")),
+    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4), warmup=Budget(4_800, 4_800)),
+    "hammer": Plan(warmup=Budget(5_400, 5_400)),
 }
 
 
@@ -62,6 +65,9 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
     """What makes a method, as flags of ``dsrl finetune``; its demonstrations are played when they are not there."""
     if method == "reference":
         return ["--preset", "reference"]
+    if method == "na-60":
+        # what the base policy's own episodes are worth: the first evaluation, before anything is steered
+        return ["--algo", "na", "--warmup-episodes", "60"]
     if method == "na-exact":
         # the published target, which decodes the actor's noise in every gradient step, all else as in "na"
         return ["--algo", "na", "--na.pool-size", "0", "--na.backup", "actor"]
