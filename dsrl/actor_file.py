@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsrl.actor import NoiseActor
 from dsrl.critics import CriticEnsemble
-from dsrl.errors import DsrlError
+from dsrl.errors import DsrlError, OtherBasePolicy
 from dsrl.policy import FrozenPolicy
 from dsrl.steered import SelectingPolicy, SteeredPolicy
 
@@ -126,10 +126,7 @@ def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
         reason = (str(damage) or type(damage).__name__).splitlines()[0]
         raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {reason}") from damage
     if steers != policy.spec.sha256:
-        raise DsrlError(
-            f"{path} steers the base policy {steers[:12]}, this one is {policy.spec.sha256[:12]}; "
-            "an agent's noise means nothing to another policy"
-        )
+        raise OtherBasePolicy(path, steers, policy.spec.sha256)
     try:
         steered = steered_from_state(policy, state, facts)
     except (KeyError, RuntimeError, TypeError, ValueError) as misfit:

@@ -10,6 +10,16 @@ class DsrlError(Exception):
     exit_code = 2
 
 
+class OtherBasePolicy(DsrlError):
+    """An agent was given a base policy other than the one that it steers."""
+
+    def __init__(self, agent: object, steers: str, given: str):
+        super().__init__(
+            f"{agent} steers the base policy {steers[:12]}, this one is {given[:12]}; "
+            "an agent's noise means nothing to another policy"
+        )
+
+
 class RunFailed(DsrlError):
     """A run that had begun could not go on; what it learned so far lies in its folder."""
 

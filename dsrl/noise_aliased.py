@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dsrl.critics import Reduction
 from dsrl.demo_mix import DemoMix
-from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.errors import LossNotFinite, OtherBasePolicy
 from dsrl.noise_losses import Backup, NoiseLosses
 from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.piloted import Deploy, PilotedSAC
@@ -201,17 +201,14 @@ class NoiseAliasedSAC(PilotedSAC):
         """Give the buffer the way to decode, which is not saved with it.
 
         Raises:
-            DsrlError: when the environment is steered by another base policy than the one of this agent.
+            OtherBasePolicy: when the environment is steered by another base policy than the one of this agent.
         """
         if self.env is None or self.replay_buffer is None:
             return
         steering = self._steering()
         sha256 = steering.policy.spec.sha256
         if self.base_policy_sha256 not in ("", sha256):
-            raise DsrlError(
-                f"this agent steers the base policy {self.base_policy_sha256[:12]}, the environment has {sha256[:12]}; "
-                "an agent's noise means nothing to another policy"
-            )
+            raise OtherBasePolicy("this agent", self.base_policy_sha256, sha256)
         self.base_policy_sha256 = sha256
         assert self.action_space.shape is not None
         self.decoder = Decoder(

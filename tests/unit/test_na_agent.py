@@ -178,7 +178,7 @@ def test_an_environment_of_another_base_policy_is_refused(tmp_path):
     other = ToyPolicy()
     other.spec = replace(other.spec, sha256="f" * 64)
     model = agent()
-    with pytest.raises(DsrlError, match=r"the environment has ffffffffffff; .* means nothing to another policy"):
+    with pytest.raises(DsrlError, match=r"this one is ffffffffffff; .* means nothing to another policy"):
         model.set_env(toy_envs(bound=10.0, policy=other))
     model.save(tmp_path / "agent.zip")
     with pytest.raises(DsrlError, match="means nothing to another policy"):
