@@ -7,8 +7,6 @@ from collections import deque
 import numpy as np
 
 BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explore"
-FEW = 4
-"""results with which the first incumbent is compared with the base policy"""
 
 
 class Pilots:
@@ -24,24 +22,28 @@ class Pilots:
     first ones that do.
 
     The first incumbent is the critics' choice among noises of the prior. Critics of few episodes choose well on most
-    seeds and badly on some, so it is not deployed unseen (:meth:`first_is_trusted`), and its successor has to be as
-    good as the base policy was in the warm-up too.
+    seeds and badly on some, so it flies the first episodes after the warm-up, and is not deployed unseen
+    (:meth:`first_is_trusted`); its successor has to be as good as the base policy was in the warm-up too.
 
     Args:
         window: last results of an incumbent that count.
         trust: results without which an incumbent cannot be beaten.
         trials: episodes of a challenger, the first time and later: the first incumbent is the choice among candidates,
             often little better than the base policy.
+        first: episodes that the first incumbent flies before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
     """
 
     TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
 
-    def __init__(self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10), enough: int = 40):
-        self.window, self.trust, self.trials, self.enough = window, trust, trials, enough
+    def __init__(
+        self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10), first: int = 4, enough: int = 40
+    ):
+        self.window, self.trust, self.trials, self.first, self.enough = window, trust, trials, first, enough
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
         self._seen = 0
+        self._shown = 0
         self._sent = 0
         self._turn = 0
         self._warming_up = True
@@ -65,6 +67,10 @@ class Pilots:
         if self._warming_up:
             self._seen += 1
             self._flying[env] = BASE
+            return
+        if self._shown < self.first:
+            self._shown += 1
+            self._flying[env] = INCUMBENT
             return
         pilot = self.TURNS[self._turn % len(self.TURNS)]
         if pilot == CHALLENGER:
@@ -94,7 +100,7 @@ class Pilots:
     def first_is_trusted(self) -> bool:
         """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""
         flown = self.results.get(INCUMBENT, ())
-        if self.successions or len(flown) < FEW:
+        if self.successions or len(flown) < self.first:
             return self._seen >= self.enough
         return not self.mean(INCUMBENT) < self.mean(BASE)
 

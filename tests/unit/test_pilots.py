@@ -16,8 +16,8 @@ def fly(pilots: Pilots, result: float = 1.0) -> str:
     return pilot
 
 
-def after_warm_up() -> Pilots:
-    pilots = Pilots()
+def after_warm_up(first: int = 0) -> Pilots:
+    pilots = Pilots(first=first)
     pilots.start(1, warming_up=True)
     pilots.start(1, warming_up=False)
     pilots.landed(0, 0.0)
@@ -34,12 +34,17 @@ def test_the_warm_up_belongs_to_the_base_policy():
 
 
 def test_an_episode_that_the_warm_up_began_is_credited_to_no_pilot():
-    pilots = Pilots()
+    pilots = Pilots(first=0)
     assert pilots.start(2, warming_up=True) == [BASE, BASE]
     assert pilots.start(2, warming_up=False) == [EXPLORE, EXPLORE], "it is played to its end by whoever explores"
     pilots.landed(1, 1.0)
     assert list(pilots.results) == [BASE]
     assert pilots.start(2, warming_up=False) == [EXPLORE, CHALLENGER], "the other environment still plays its first one"
+
+
+def test_the_first_incumbent_flies_first():
+    pilots = after_warm_up(first=3)
+    assert [fly(pilots) for _ in range(5)] == [INCUMBENT] * 3 + [CHALLENGER, INCUMBENT]
 
 
 def test_half_of_the_episodes_try_the_challenger_until_it_has_flown_enough():
@@ -52,7 +57,7 @@ def test_half_of_the_episodes_try_the_challenger_until_it_has_flown_enough():
 
 
 def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
-    pilots = Pilots()
+    pilots = Pilots(first=0)
     pilots.start(3, warming_up=True)
     pilots.start(3, warming_up=False)
     for env in range(3):
@@ -116,7 +121,7 @@ def test_the_next_challenger_begins_with_nothing(succeeds: bool):
 
 @pytest.mark.parametrize("succeeds", [True, False])
 def test_what_another_challenger_has_begun_counts_for_nobody(succeeds: bool):
-    pilots = Pilots()
+    pilots = Pilots(first=0)
     pilots.start(3, warming_up=True)
     pilots.start(3, warming_up=False)
     for env in range(3):
