@@ -91,7 +91,14 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         },
         format=FORMAT.name,
         version=version,
-        notes=(*assumed, *unsaid, *features.notes, *notes, *_sampler_notes(load, sampler, settings), *_neighbour(folder)),
+        notes=(
+            *assumed,
+            *unsaid,
+            *features.notes,
+            *notes,
+            *_sampler_notes(load, sampler, settings),
+            *_neighbour(folder),
+        ),
     )
 
 

@@ -41,7 +41,9 @@ def read_vision(config: Mapping[str, Any], features: Features, path: Path) -> tu
         **(_SINCE_0_6 if "gradient_checkpointing" in config else {}),
     }
     values = {name: config.get(name, default) for name, default in defaults.items()}
-    absent = [f"config.json does not say {name}; assumed is {defaults[name]}" for name in defaults if name not in config]
+    absent = [
+        f"config.json does not say {name}; assumed is {defaults[name]}" for name in defaults if name not in config
+    ]
     backbone = values["vision_backbone"]
     if backbone not in _BLOCKS:
         raise DsrlError(f"{path}: 'vision_backbone' is {backbone!r:.60}; known are {', '.join(_BLOCKS)}")
@@ -62,7 +64,7 @@ def read_vision(config: Mapping[str, Any], features: Features, path: Path) -> tu
         "feature_dim": 2 * keypoints,
         "shared": not values["use_separate_rgb_encoder_per_camera"],
     }
-    return vision, absent
+    return vision, [f"config.json does not say {name}; assumed is {defaults[name]}" for name in absent]
 
 
 def _resize_and_crop(

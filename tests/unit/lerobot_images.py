@@ -1,4 +1,4 @@
-"""The golden LeRobot policies with images: their weights are drawn, because a ResNet would fill 45 MB of a repository."""
+"""The golden LeRobot policies with images: their weights are drawn, a ResNet of them would take 45 MB."""
 
 import json
 import math
