@@ -97,6 +97,7 @@ def _what_is_wrong(name: str, value: Any, default: Any) -> str:
 
 
 def is_count(value: Any) -> bool:
+    """Whether it is a whole number from 1 to the limit."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LIMIT
 
 

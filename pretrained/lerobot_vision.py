@@ -41,11 +41,9 @@ def read_vision(config: Mapping[str, Any], features: Features, path: Path) -> tu
         **(_SINCE_0_6 if "gradient_checkpointing" in config else {}),
     }
     values = {name: config.get(name, default) for name, default in defaults.items()}
-    absent = [
-        f"config.json does not say {name}; assumed is {defaults[name]}" for name in defaults if name not in config
-    ]
+    absent = [name for name in defaults if name not in config]
     backbone = values["vision_backbone"]
-    if backbone not in _BLOCKS:
+    if not isinstance(backbone, str) or backbone not in _BLOCKS:
         raise DsrlError(f"{path}: 'vision_backbone' is {backbone!r:.60}; known are {', '.join(_BLOCKS)}")
     for name in ("use_group_norm", "use_separate_rgb_encoder_per_camera"):
         if not isinstance(values[name], bool):

@@ -19,7 +19,9 @@ BLOCK = 8
 
 def draw(name, shape):
     """A tensor that LeRobot's policy was given under this name when the golden files were made."""
-    noise = torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)).float()
+    noise = torch.from_numpy(
+        np.resize(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(99_991), shape)
+    ).float()
     if len(shape) > 1:
         return noise * (2.0 if "rgb_encoder" in name else 0.4) / math.sqrt(math.prod(shape[1:]))
     return 0.1 * noise if name.endswith(("bias", "running_mean")) else 1 + 0.1 * noise
