@@ -100,7 +100,8 @@ class _ChunkPolicy(nn.Module):
         self.vision = VisionEncoder(spec.obs_shapes, **config.vision) if config.vision is not None else None
         sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
         self.denoiser = build_denoiser({**config.network, **sizes})
-        self.config: Any = replace(config, network=self.denoiser.config, vision=self.vision and self.vision.config)
+        vision = self.vision.config if self.vision else None
+        self.config: Any = replace(config, network=self.denoiser.config, vision=vision)
         obs_dtype = torch.float64 if config.obs_double else torch.float32
         low_dim = self.vision.low_dim if self.vision else spec.obs_dim
         self.obs_normalizer = Normalizer(low_dim, config.obs_clip, obs_dtype)

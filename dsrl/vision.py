@@ -46,6 +46,9 @@ class VisionEncoder(nn.Module):
     """
 
     config: dict[str, Any]
+    offset: Tensor
+    """(N, C), of the statistics of images; in [0, 1]"""
+    scale: Tensor
 
     def __init__(
         self,
@@ -242,6 +245,9 @@ class BasicBlock(nn.Module):
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation by the statistics of the training, whatever mode the policy is in."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -251,4 +257,4 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, channels, H, W)``, normalised."""
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)  # type: ignore[arg-type]
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
