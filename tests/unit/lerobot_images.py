@@ -1,30 +1,15 @@
-"""The golden LeRobot policies with images: their weights are drawn, a ResNet of them would take 45 MB."""
+"""The golden LeRobot policies with images: their weights are drawn."""
 
 import json
-import math
 import os
 import shutil
-import zlib
 from pathlib import Path
 
-import numpy as np
-import torch
+from drawn import draw, image
 from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot"
 ONE, SEPARATE, OLD = "v044_image", "v044_images", "v033_images"
-BLOCK = 8
-"""images are squares of so many pixels"""
-
-
-def draw(name, shape):
-    """A tensor that LeRobot's policy was given under this name when the golden files were made."""
-    noise = torch.from_numpy(
-        np.resize(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(99_991), shape)
-    ).float()
-    if len(shape) > 1:
-        return noise * (2.0 if "rgb_encoder" in name else 0.4) / math.sqrt(math.prod(shape[1:]))
-    return 0.1 * noise if name.endswith(("bias", "running_mean")) else 1 + 0.1 * noise
 
 
 def write(name, folder):
@@ -55,6 +40,5 @@ def golden(name):
         if key.startswith("blocks."):
             key = key.removeprefix("blocks.")
             _, height, width = shapes[key]["shape"]
-            pixels = blocks.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :height, :width]
-            obs[key] = pixels / 255
+            obs[key] = image(blocks, height, width)
     return obs, tensors["noise"], tensors["cond"], tensors["chunk"]
