@@ -7,6 +7,7 @@ from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPol
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import convert, describe, load_policy, save_policy
+from dsrl.pretrained.verify import verify
 from dsrl.vision import FrozenBatchNorm, ImageEncoder, SpatialSoftmax, VisionEncoder, resnet
 
 SHAPES = {"pose": (2,), "front": (3, 32, 40), "wrist": (3, 32, 40), "goal": (3,)}
@@ -193,6 +194,12 @@ def test_a_description_names_what_it_sees(tmp_path):
     assert rows["vision"].startswith("ResNet, blocks [1, 1], width 16, norm group, crop [0, 0, 30, 30]")
     assert rows["observation front"] == "[3, 32, 40]"
     assert rows["wrist offset +- scale"] == "0 +- 1, 0 +- 1, 0 +- 1"
+
+
+def test_sampling_it_for_a_look_draws_pixels():
+    for policy in (make_policy(), make_policy(PolicySpec({"pixels": (1, 24, 24)}, 2, 4, 2))):
+        rows = dict(verify(policy))
+        assert rows["deterministic"] == "yes, to the bit" and "batch of 1 and of 8" in rows
 
 
 def test_a_folder_without_its_eyes_is_incomplete(tmp_path):
