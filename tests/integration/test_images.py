@@ -11,6 +11,7 @@ from gymnasium import spaces
 from rich.console import Console
 from stable_baselines3 import SAC
 
+from dsrl.commands import load_run
 from dsrl.config import FinetuneConfig, NAConfig, SACConfig
 from dsrl.diffusion import DiffusionConfig, DiffusionPolicy
 from dsrl.env_spec import EnvSpec
@@ -18,7 +19,7 @@ from dsrl.errors import DsrlError
 from dsrl.finetune import finetune
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.policy import PolicySpec
-from dsrl.pretrained import save_policy
+from dsrl.pretrained import load_policy, save_policy
 from dsrl.wrappers import SteeredVecEnv, make_vec_env
 from dsrl.wrappers.make import make_env
 
@@ -153,6 +154,12 @@ def test_a_policy_that_sees_can_be_steered(algo, tmp_path):
     assert agent.observation_space.shape == (2 * (2 + 6),)
     with (tmp_path / "run" / "evaluations.csv").open() as rows:
         assert {"base", "steered"} <= {row["policy"] for row in csv.DictReader(rows)}
+    # exported, it is one policy from pixels to actions
+    steered, _ = load_run(tmp_path / "run", "final", "cpu")
+    exported = load_policy(save_policy(steered, tmp_path / "steered.pt"), device="cpu")
+    obs = {STATE: torch.rand(3, 2, 2), IMAGE: torch.rand(3, 2, 3, SIDE, SIDE)}
+    noise = torch.randn(3, *exported.spec.noise_shape)
+    assert torch.equal(exported.sample(obs, noise), steered.sample(obs, noise))
 
 
 def test_an_image_of_another_size_names_both():
