@@ -18,6 +18,7 @@ from dsrl.networks import build_denoiser
 from dsrl.normalize import Normalizer
 from dsrl.policy import Obs, PolicySpec, concat_obs
 from dsrl.sampler import Sampler, ddim_steps, flow_steps
+from dsrl.vision import VisionEncoder
 
 Config = TypeVar("Config")
 Policy = TypeVar("Policy", bound="_ChunkPolicy")
@@ -29,6 +30,8 @@ class DiffusionConfig:
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    vision: Mapping[str, Any] | None = None
+    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
     obs_clip: float | None = 5.0
     """bound of the normalised observation, in standard deviations"""
     obs_double: bool = False
@@ -67,6 +70,8 @@ class FlowConfig:
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    vision: Mapping[str, Any] | None = None
+    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
     obs_clip: float | None = 5.0
     """bound of the normalised observation, in standard deviations"""
     obs_double: bool = False
@@ -92,11 +97,14 @@ class _ChunkPolicy(nn.Module):
         super().__init__()
         self.spec = spec
         self.sampler = sampler
+        self.vision = VisionEncoder(spec.obs_shapes, **config.vision) if config.vision is not None else None
         sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
         self.denoiser = build_denoiser({**config.network, **sizes})
-        self.config: Any = replace(config, network=self.denoiser.config)
+        vision = self.vision.config if self.vision else None
+        self.config: Any = replace(config, network=self.denoiser.config, vision=vision)
         obs_dtype = torch.float64 if config.obs_double else torch.float32
-        self.obs_normalizer = Normalizer(spec.obs_dim, config.obs_clip, obs_dtype)
+        low_dim = self.vision.low_dim if self.vision else spec.obs_dim
+        self.obs_normalizer = Normalizer(low_dim, config.obs_clip, obs_dtype)
         self.action_normalizer = Normalizer(spec.action_dim)
 
     @property
@@ -106,18 +114,30 @@ class _ChunkPolicy(nn.Module):
 
     @property
     def cond_dim(self) -> int:
-        """Length of the normalised, flattened observation history."""
-        return self.spec.n_obs_steps * self.spec.obs_dim
+        """Length of the normalised, flattened observation history, features in the place of images."""
+        return self.spec.n_obs_steps * (self.vision.step_dim if self.vision else self.spec.obs_dim)
 
     @torch.no_grad()
     def encode(self, obs: Obs) -> Tensor:
-        """``(B, To, Do)`` or a dict, environment units -> ``(B, To * Do)``, normalised and clipped.
+        """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``, normalised and clipped.
 
         Raises:
-            ValueError: when a key is missing, a shape differs or a value is not finite.
+            ValueError: when a key is missing, a shape differs, a value is not finite or a pixel not in [0, 1].
         """
-        obs = self.obs_normalizer.normalize(concat_obs(obs, self.spec).to(self.obs_normalizer.offset))
-        return rearrange(obs, "b t d -> b (t d)").to(self.action_normalizer.offset)
+        return self.condition(obs)
+
+    def condition(self, obs: Obs) -> Tensor:
+        """:meth:`encode`, with gradients for what sees images."""
+        obs = concat_obs(obs, self.spec).to(self.device)
+        if self.vision is None:
+            cond = self._normalized(obs)
+        else:
+            low, images = self.vision.split(obs)
+            cond = self.vision(self._normalized(low), images.to(self.action_normalizer.offset))
+        return rearrange(cond, "b t d -> b (t d)")
+
+    def _normalized(self, obs: Tensor) -> Tensor:
+        return self.obs_normalizer.normalize(obs.to(self.obs_normalizer.offset)).to(self.action_normalizer.offset)
 
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
@@ -145,8 +165,11 @@ class _ChunkPolicy(nn.Module):
         return self.decode(self.encode(obs), noise)
 
     def fit_normalizers(self, obs: Tensor, chunks: Tensor) -> None:
-        """Observations to unit variance, actions to [-1, 1], from ``(N, To, Do)`` and ``(N, Tp, Da)``."""
-        self.obs_normalizer.fit_standard(obs)
+        """Observations to unit variance, actions to [-1, 1], from ``(N, To, Do)`` and ``(N, Tp, Da)``.
+
+        Images are left in [0, 1].
+        """
+        self.obs_normalizer.fit_standard(self.vision.split(obs)[0] if self.vision else obs)
         self.action_normalizer.fit_min_max(chunks)
 
     def freeze(self: Policy) -> Policy:
@@ -186,7 +209,7 @@ class DiffusionPolicy(_ChunkPolicy):
             chunk: ``(B, Tp, Da)`` in environment units.
             generator: on the policy's device.
         """
-        cond, x0 = self.encode(obs), self.action_normalizer.normalize(chunk)
+        cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         t = torch.randint(self.config.train_steps, (len(x0),), generator=generator, device=x0.device)
         noisy = self.train_scheduler.add_noise(x0, noise, t)
@@ -219,7 +242,7 @@ class FlowPolicy(_ChunkPolicy):
 
     def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
-        cond, x0 = self.encode(obs), self.action_normalizer.normalize(chunk)
+        cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0

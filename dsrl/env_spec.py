@@ -30,7 +30,7 @@ class EnvSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     """what our adapter sets beside the constructor, such as ``physics_timestep`` in seconds"""
     obs_keys: tuple[str, ...] = ()
-    """low-dimensional observations in the order in which they are concatenated; empty: a flat Box as it is"""
+    """observations in the order in which they are concatenated; empty: a flat Box as it is, no image of a Dict"""
     max_episode_steps: int | None = None
     """time limit in env steps"""
     version: str = ""

@@ -22,7 +22,10 @@ from torch import Tensor
 from dsrl.env_spec import EnvSpec
 
 Obs = Tensor | dict[str, Tensor]
-"""``(B, To, Do)``, keys concatenated in the order of ``PolicySpec.obs_shapes``, or a dict of ``(B, To, *shape)``."""
+"""``(B, To, Do)``, keys concatenated in the order of ``PolicySpec.obs_shapes``, or a dict of ``(B, To, *shape)``.
+
+Images have the shape ``(C, H, W)`` and are float32 in [0, 1].
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class PolicySpec:
 
     @property
     def obs_dim(self) -> int:
-        """Length of one concatenated low-dimensional observation."""
+        """Length of one concatenated observation."""
         return sum(int(torch.Size(shape).numel()) for shape in self.obs_shapes.values())
 
     def describe(self) -> str:

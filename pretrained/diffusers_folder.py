@@ -7,8 +7,10 @@
     scheduler/scheduler_config.json                  of DDIMScheduler or FlowMatchEulerDiscreteScheduler
     denoiser/config.json                             class and arguments of the network
     denoiser/diffusion_pytorch_model.safetensors     its weights
+    vision/config.json                               of a policy that sees: class and arguments of its image encoder
+    vision/diffusion_pytorch_model.safetensors       its weights, and the statistics of images
 
-``policy.json`` is enough to build the policy; the two other JSON files are for diffusers, and must say the same.
+``policy.json`` is enough to build the policy; the other JSON files are for diffusers, and must say the same.
 """
 
 from __future__ import annotations
@@ -32,15 +34,14 @@ from dsrl.pretrained.folders import read_json, read_tensors
 from dsrl.pretrained.formats import Checkpoint, Format
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.native import plain, spec_from_dict, spec_to_dict, weights_sha256
+from dsrl.vision import VisionEncoder
 
 VERSION = 1
 POLICY = "policy.json"
 NORMALIZER = "normalizer.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
-NETWORK = "denoiser/config.json"
-WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
+_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
-_PREFIX = "denoiser."
 _FIELDS: dict[str, Any] = {
     "format": str, "version": int, "kind": str, "config": dict, "spec": dict, "env": (dict, type(None)),
     "provenance": dict, "notes": list, "converted_from": str, "sha256": str,
@@ -69,12 +70,14 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     content["sha256"] = _seal(content, weights)
     scheduler.save_pretrained(folder / "scheduler")
-    (folder / "denoiser").mkdir()
-    _write_json(folder / NETWORK, _network(checkpoint.config, checkpoint.spec))
-    network = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
-    statistics = {name: value for name, value in weights.items() if not name.startswith(_PREFIX)}
-    (folder / WEIGHTS).write_bytes(save(network))  # safetensors' own files are readable for their owner only
-    (folder / NORMALIZER).write_bytes(save(statistics))
+    rest = dict(weights)
+    # safetensors' own way of writing makes files that only their owner can read
+    for part, config in _networks(checkpoint.config, checkpoint.spec).items():
+        (folder / part).mkdir()
+        _write_json(folder / part / _CONFIG, config)
+        inside = {name.removeprefix(f"{part}."): rest.pop(name) for name in weights if name.startswith(f"{part}.")}
+        (folder / part / _WEIGHTS).write_bytes(save(inside))
+    (folder / NORMALIZER).write_bytes(save(rest))
     _write_json(folder / POLICY, content)
 
 
@@ -95,22 +98,23 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
             "--load.config and --load.normalization, or give them to dsrl convert"
         )
     path = found.path / POLICY
-    for name in (POLICY, NORMALIZER, SCHEDULER, NETWORK, WEIGHTS):
-        if not (found.path / name).is_file():
-            raise DsrlError(f"there is no {found.path / name}; the folder is incomplete, convert it again")
+    _check_there(found.path, POLICY, NORMALIZER, SCHEDULER)
     content = _check_header(read_json(path), path)
     try:
         spec = spec_from_dict(content)
         scheduler = _scheduler(content["kind"], content["config"])
-        network = _network(content["config"], spec)
+        networks = _networks(content["config"], spec)
     except (DsrlError, LookupError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise DsrlError(f"{path}: its spec and config do not make a policy: {error}; convert it again") from error
+    _check_there(found.path, *(f"{part}/{name}" for part in networks for name in (_CONFIG, _WEIGHTS)))
     settings = {"_class_name": type(scheduler).__name__, **scheduler.config}
     # settings that we leave to diffusers differ between its versions
     _compare(found.path / SCHEDULER, settings, free=settings.pop("_use_default_values", ()))
-    _compare(found.path / NETWORK, network)
-    weights = {f"{_PREFIX}{name}": tensor for name, tensor in read_tensors(found.path / WEIGHTS).items()}
-    weights |= read_tensors(found.path / NORMALIZER)
+    weights = read_tensors(found.path / NORMALIZER)
+    for part, config in networks.items():
+        _compare(found.path / part / _CONFIG, config)
+        inside = read_tensors(found.path / part / _WEIGHTS)
+        weights |= {f"{part}.{name}": tensor for name, tensor in inside.items()}
     if content["sha256"] != _seal(content, weights):
         raise DsrlError(
             f"{path}: its config, its spec or the tensors beside it are not those that were written (sha256 differs); "
@@ -140,12 +144,23 @@ def _scheduler(kind: str, config: Mapping[str, Any]) -> Any:
     )
 
 
-def _network(config: Mapping[str, Any], spec: PolicySpec) -> dict[str, Any]:
-    """Class and all arguments of the network; nothing of its size is allocated."""
-    sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": spec.n_obs_steps * spec.obs_dim}
+def _networks(config: Mapping[str, Any], spec: PolicySpec) -> dict[str, dict[str, Any]]:
+    """By part, class and all arguments of the networks; nothing of their size is allocated."""
+    configs, step_dim = {}, spec.obs_dim
     with torch.device("meta"):
-        network = build_denoiser({**config.get("network", {"type": "mlp"}), **sizes})
-    return plain({"_class_name": type(network).__name__, **network.config})
+        if config.get("vision") is not None:
+            vision = VisionEncoder(spec.obs_shapes, **config["vision"])
+            configs["vision"], step_dim = {"_class_name": type(vision).__name__, **vision.config}, vision.step_dim
+        sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": spec.n_obs_steps * step_dim}
+        denoiser = build_denoiser({**config.get("network", {"type": "mlp"}), **sizes})
+    configs["denoiser"] = {"_class_name": type(denoiser).__name__, **denoiser.config}
+    return {part: plain(values) for part, values in configs.items()}
+
+
+def _check_there(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise DsrlError(f"there is no {folder / name}; the folder is incomplete, convert it again")
 
 
 def _seal(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:

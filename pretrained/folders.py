@@ -29,8 +29,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+def read_tensors(path: Path, ignore: str = "\0") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, but for those whose names end like ``ignore``.
 
     Raises:
         DsrlError: when it is missing, broken or holds other than floating-point numbers.
@@ -40,6 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise DsrlError(f"{path} is truncated or no safetensors file ({error!s:.120}); copy it again") from error
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(ignore)}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise DsrlError(f"{path}: '{name}' holds {tensor.dtype}, expected floating-point numbers")

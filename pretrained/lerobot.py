@@ -21,11 +21,15 @@ from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.lerobot_config import ACTION, ENV, STATE, Features, read_features, read_settings
 from dsrl.pretrained.lerobot_stats import INSIDE, Side, from_processors, has_processors, inside_weights
+from dsrl.pretrained.lerobot_vision import PREFIX as _VISION
+from dsrl.pretrained.lerobot_vision import read_vision, vision_weights
 from dsrl.pretrained.unet_keys import UnetSizes, unet_sizes, unet_weights
 
 _UNET = "diffusion.unet."
 _FLOW = ("smolvla", "pi0", "pi05")
-_MODES = {"STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
+_COUNTERS = ".num_batches_tracked"
+"""of batch normalisation, which nothing depends on"""
+_MODES = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
 """of LeRobot, for a config.json without normalization_mapping"""
 
 
@@ -57,15 +61,18 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     _check_type(config, path)
     settings, assumed = read_settings(config, path)
     features = read_features(config, path)
+    vision, unsaid = read_vision(config, features, path)
     file = folder / "model.safetensors"
-    tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(file).items()}
-    foreign = sorted(name for name in tensors if not name.startswith((_UNET, *INSIDE)))
+    tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(file, _COUNTERS).items()}
+    known = (_UNET, *INSIDE, *((_VISION,) if vision else ()))
+    foreign = sorted(name for name in tensors if not name.startswith(known))
     if foreign:
-        raise DsrlError(f"{file} holds tensors that a policy without images does not have: {foreign[:5]}")
+        kind = "with" if vision else "without"
+        raise DsrlError(f"{file} holds tensors that a policy {kind} images does not have: {foreign[:5]}")
     weights = unet_weights(tensors, _UNET, lerobot=True)
     if len(weights) != sum(name.startswith(_UNET) for name in tensors):
         raise DsrlError(f"{file} holds two spellings of the same tensor; was it put together from two files?")
-    _compare(settings, features, unet_sizes(weights, file), path)
+    _compare(settings, features, vision, unet_sizes(weights, file), path)
     sides, version, notes = _sides(folder, file, config, features, tensors)
     normalizers, double = _normalizers(sides, features)
     steps = settings["num_inference_steps"] or settings["num_train_timesteps"]
@@ -75,12 +82,23 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     )
     return Checkpoint(
         kind="diffusion",
-        config=_diffusion_config(settings, steps, double),
-        spec=_spec(settings, features, path),
-        weights={**{f"denoiser.{name}": tensor for name, tensor in weights.items()}, **normalizers},
+        config=_diffusion_config(settings, vision, steps, double),
+        spec=_spec(settings, features),
+        weights={
+            **{f"denoiser.{name}": tensor for name, tensor in weights.items()},
+            **vision_weights(tensors),
+            **normalizers,
+        },
         format=FORMAT.name,
         version=version,
-        notes=(*assumed, *features.notes, *notes, *_sampler_notes(load, sampler, settings), *_neighbour(folder)),
+        notes=(
+            *assumed,
+            *unsaid,
+            *features.notes,
+            *notes,
+            *_sampler_notes(load, sampler, settings),
+            *_neighbour(folder),
+        ),
     )
 
 
@@ -102,16 +120,19 @@ def _check_type(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _compare(settings: Mapping[str, Any], features: Features, sizes: UnetSizes, path: Path) -> None:
-    """What config.json says against the tensors."""
-    cond_dim = settings["n_obs_steps"] * sum(features.obs_dims.values())
+def _compare(
+    settings: Mapping[str, Any], features: Features, vision: Mapping[str, Any] | None, sizes: UnetSizes, path: Path
+) -> None:
+    """What config.json says against the tensors of the U-Net."""
+    seen = {key: vision["feature_dim"] for key in features.images} if vision else {}
+    cond_dim = settings["n_obs_steps"] * sum((*features.low_dims.values(), *seen.values()))
     said = {
         "down_dims": (tuple(settings["down_dims"]), sizes.down_dims),
         "kernel_size": (settings["kernel_size"], sizes.kernel_size),
         "diffusion_step_embed_dim": (settings["diffusion_step_embed_dim"], sizes.time_dim),
         "use_film_scale_modulation": (settings["use_film_scale_modulation"], sizes.film_scale),
         "the length of 'action'": (features.action_dim, sizes.action_dim),
-        f"n_obs_steps times the lengths of {' and '.join(features.obs_dims)}": (cond_dim, sizes.cond_dim),
+        f"n_obs_steps times the lengths of {' and '.join(features.obs_shapes)}": (cond_dim, sizes.cond_dim),
     }
     for name, (config, tensors) in said.items():
         if config != tensors:
@@ -132,18 +153,18 @@ def _sides(
     if has_processors(folder):
         note = ("the statistics inside the weights are not used; LeRobot reads those of the processor files",)
         return from_processors(folder), "0.4 or later", note if inside else ()
-    modes, notes = _modes(config, folder / "config.json")
-    used = [mode for key, mode in modes.items() if key in (*features.obs_dims, ACTION)]
+    modes, notes = _modes(config, features, folder / "config.json")
+    used = [mode for key, mode in modes.items() if key in (*features.obs_shapes, ACTION)]
     if not inside and any(mode.upper() != "IDENTITY" for mode in used):
         raise DsrlError(
             f"{folder} holds no statistics to normalise with: neither policy_preprocessor.json and "
             "policy_postprocessor.json (LeRobot 0.4 and later) nor 'normalize_inputs.*' in model.safetensors (up to "
             "0.3). Copy the policy_* files of the training"
         )
-    return inside_weights(file, tensors, modes, list(features.obs_dims)), "0.3 or earlier", notes
+    return inside_weights(file, tensors, modes, list(features.obs_shapes)), "0.3 or earlier", notes
 
 
-def _modes(config: Mapping[str, Any], path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def _modes(config: Mapping[str, Any], features: Features, path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """Modes by key, for files of 0.3 and earlier."""
     by_key = {
         **_mapping(config, path, "input_normalization_modes"),
@@ -154,7 +175,7 @@ def _modes(config: Mapping[str, Any], path: Path) -> tuple[dict[str, str], tuple
     by_type = _mapping(config, path, "normalization_mapping")
     notes = () if by_type else (f"config.json has no normalization_mapping; assumed is {_MODES}",)
     by_type = by_type or _MODES
-    types = {STATE: "STATE", ENV: "ENV", ACTION: "ACTION"}
+    types = {STATE: "STATE", ENV: "ENV", ACTION: "ACTION", **dict.fromkeys(features.images, "VISUAL")}
     return {key: by_type[kind] for key, kind in types.items() if kind in by_type}, notes
 
 
@@ -167,8 +188,9 @@ def _mapping(config: Mapping[str, Any], path: Path, name: str) -> dict[str, str]
 
 def _normalizers(sides: list[Side], features: Features) -> tuple[dict[str, Tensor], bool]:
     observations, actions = sides
-    parts = [observations.affine(key, dim) for key, dim in features.obs_dims.items()]
-    action = actions.affine(ACTION, features.action_dim)
+    parts = [observations.affine(key, (dim,)) for key, dim in features.low_dims.items()]
+    cameras = [observations.affine(key, shape) for key, shape in features.images.items()]
+    action = actions.affine(ACTION, (features.action_dim,))
     offset, scale = torch.cat([part.offset for part in parts]), torch.cat([part.scale for part in parts])
     # a sensor that hardly moved: its middle, rounded to single precision, can miss the whole range
     double = bool((((offset.float() - offset) / scale).abs() > 1e-7).any())
@@ -179,13 +201,18 @@ def _normalizers(sides: list[Side], features: Features) -> tuple[dict[str, Tenso
         "action_normalizer.offset": action.offset.float(),
         "action_normalizer.scale": action.scale.float(),
     }
+    if cameras:
+        weights["vision.offset"] = torch.stack([camera.offset for camera in cameras]).float()
+        weights["vision.scale"] = torch.stack([camera.scale for camera in cameras]).float()
     return weights, double
 
 
 # -- result -----------------------------------------------------------------------------------------------------------
 
 
-def _diffusion_config(settings: Mapping[str, Any], steps: int, double: bool) -> dict[str, Any]:
+def _diffusion_config(
+    settings: Mapping[str, Any], vision: Mapping[str, Any] | None, steps: int, double: bool
+) -> dict[str, Any]:
     """Fields of :class:`~dsrl.diffusion.DiffusionConfig`; the rest of the sampler is what diffusers has by default."""
     schedule = ("beta_schedule", "beta_start", "beta_end", "prediction_type", "clip_sample", "clip_sample_range")
     return {
@@ -196,6 +223,7 @@ def _diffusion_config(settings: Mapping[str, Any], steps: int, double: bool) -> 
             "kernel_size": settings["kernel_size"],
             "n_groups": settings["n_groups"],
         },
+        **({"vision": vision} if vision else {}),
         "obs_clip": None,
         "obs_double": double,
         "train_steps": settings["num_train_timesteps"],
@@ -208,9 +236,9 @@ def _diffusion_config(settings: Mapping[str, Any], steps: int, double: bool) -> 
     }
 
 
-def _spec(settings: Mapping[str, Any], features: Features, path: Path) -> PolicySpec:
+def _spec(settings: Mapping[str, Any], features: Features) -> PolicySpec:
     return PolicySpec(
-        {key: (dim,) for key, dim in features.obs_dims.items()},
+        features.obs_shapes,
         action_dim=features.action_dim,
         horizon=settings["horizon"],
         n_action_steps=settings["n_action_steps"],

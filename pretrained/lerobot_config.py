@@ -13,6 +13,8 @@ from dsrl.errors import DsrlError
 STATE, ENV, ACTION = "observation.state", "observation.environment_state", "action"
 _LIMIT = 100_000
 """of every count: more is a damaged file and would only fill the memory"""
+_MOST_CHANNELS, _LONGEST_SIDE = 16, 4096
+"""of an image, for the same reason"""
 _DEFAULTS: dict[str, Any] = {
     "n_obs_steps": 2,
     "horizon": 16,
@@ -80,7 +82,7 @@ def _what_is_wrong(name: str, value: Any, default: Any) -> str:
     if name == "num_inference_steps" and value is None:
         return ""
     if name == "down_dims":
-        fine = isinstance(value, list) and bool(value) and all(_is_count(width) for width in value)
+        fine = isinstance(value, list) and bool(value) and all(is_count(width) for width in value)
         return "" if fine else "a list of channels per level"
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "true or false"
@@ -89,12 +91,13 @@ def _what_is_wrong(name: str, value: Any, default: Any) -> str:
         if name.startswith("beta"):
             return "" if number and value < 1 else "a number between 0 and 1"
         return "" if number else "a positive number"
-    if name == "kernel_size" and _is_count(value) and value % 2 == 0:
+    if name == "kernel_size" and is_count(value) and value % 2 == 0:
         return "an odd number"
-    return "" if _is_count(value) else f"a whole number from 1 to {_LIMIT}"
+    return "" if is_count(value) else f"a whole number from 1 to {_LIMIT}"
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number from 1 to the limit."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LIMIT
 
 
@@ -102,38 +105,49 @@ def _is_count(value: Any) -> bool:
 class Features:
     """What goes into the network and comes out of it."""
 
-    obs_dims: dict[str, int]
-    """in the order in which LeRobot concatenates them"""
+    obs_shapes: dict[str, tuple[int, ...]]
+    """in the order in which LeRobot concatenates them, or what it sees in them: state, images, environment's state"""
     action_dim: int
     notes: tuple[str, ...]
 
+    @property
+    def images(self) -> dict[str, tuple[int, ...]]:
+        """Shapes ``(C, H, W)`` of the cameras, in the order of config.json."""
+        return {key: shape for key, shape in self.obs_shapes.items() if len(shape) == 3}
+
+    @property
+    def low_dims(self) -> dict[str, int]:
+        """Lengths of all else."""
+        return {key: shape[0] for key, shape in self.obs_shapes.items() if len(shape) == 1}
+
 
 def read_features(config: Mapping[str, Any], path: Path) -> Features:
-    """Keys and lengths of observations and actions.
+    """Keys and shapes of observations and actions.
 
     Raises:
-        DsrlError: when the policy looks at images, or a feature is missing or malformed.
+        DsrlError: when a feature is missing or malformed.
     """
     inputs, outputs = _shapes(config, path, "input"), _shapes(config, path, "output")
-    images = sorted(key for key, (kind, _) in inputs.items() if kind == "VISUAL")
-    if images:
-        raise DsrlError(
-            f"{path}: the policy looks at images ({', '.join(images)}); image observations are not supported yet. "
-            f"Take a policy that was trained on {STATE} and {ENV} only"
-        )
     for key, where in ((STATE, inputs), (ACTION, outputs)):
         if key not in where:
             raise DsrlError(f"{path} has no feature '{key}' (found: {sorted(where) or 'none'}); LeRobot demands it")
     other = sorted(key for key, (kind, _) in inputs.items() if kind == "ENV" and key != ENV)
     if other:
         raise DsrlError(f"{path}: the environment's state is called '{other[0]}', LeRobot only passes on '{ENV}'")
-    used = {key: inputs[key][1] for key in (STATE, ENV) if key in inputs}
-    for key, shape in {**used, ACTION: outputs[ACTION][1]}.items():
+    images = {key: tuple(shape) for key, (kind, shape) in inputs.items() if kind == "VISUAL"}
+    for key, shape in images.items():
+        if len(shape) != 3 or shape[0] > _MOST_CHANNELS or max(shape[1:]) > _LONGEST_SIDE:
+            raise DsrlError(f"{path}: '{key}' has the shape {list(shape)}, expected that of an image, [3, H, W]")
+    if len(set(images.values())) > 1:
+        raise DsrlError(f"{path}: LeRobot wants images of one shape, these have {images}")
+    low_dim = {key: tuple(inputs[key][1]) for key in (STATE, ENV) if key in inputs}
+    for key, shape in {**low_dim, ACTION: tuple(outputs[ACTION][1])}.items():
         if len(shape) != 1:
-            raise DsrlError(f"{path}: '{key}' has the shape {shape}, expected one number, its length")
+            raise DsrlError(f"{path}: '{key}' has the shape {list(shape)}, expected one number, its length")
+    used = {STATE: low_dim.pop(STATE), **images, **low_dim}
     unused = sorted(inputs.keys() - used.keys())
     notes = (f"its network does not look at {', '.join(unused)}",) if unused else ()
-    return Features({key: shape[0] for key, shape in used.items()}, outputs[ACTION][1][0], notes)
+    return Features(used, outputs[ACTION][1][0], notes)
 
 
 def _shapes(config: Mapping[str, Any], path: Path, side: str) -> dict[str, tuple[str, list[int]]]:
@@ -148,7 +162,7 @@ def _shapes(config: Mapping[str, Any], path: Path, side: str) -> dict[str, tuple
             guess = "VISUAL" if "image" in key else {STATE: "STATE", ENV: "ENV", ACTION: "ACTION"}.get(key, "")
             feature = {"type": guess, "shape": feature}
         kind, shape = (feature.get("type"), feature.get("shape")) if isinstance(feature, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(shape, list) or not all(_is_count(size) for size in shape):
+        if not isinstance(kind, str) or not isinstance(shape, list) or not all(is_count(size) for size in shape):
             raise DsrlError(f"{path}: '{named}.{key}' is {feature!s:.80}, expected a type and a shape")
         result[key] = kind, shape
     return result

@@ -50,24 +50,24 @@ class Side:
     always_added: bool
     """0.3 adds ``eps`` to every range of an observation; 0.4 puts it in the place of a range of 0"""
 
-    def affine(self, key: str, dim: int) -> Affine:
-        """For one key of ``dim`` numbers.
+    def affine(self, key: str, shape: tuple[int, ...]) -> Affine:
+        """For one key: of so many numbers, or of an image ``(C, H, W)``, whose channels have one number each.
 
         Raises:
             DsrlError: when a statistic is missing, has another shape, or cannot be one.
         """
         mode = self.modes.get(key, "IDENTITY").upper()
         if mode == "IDENTITY":
-            return Affine(torch.zeros(dim).double(), torch.ones(dim).double())
+            return Affine(torch.zeros(shape[0]).double(), torch.ones(shape[0]).double())
         if mode == "MEAN_STD":
-            mean, std = (self._stat(key, name, dim) for name in ("mean", "std"))
+            mean, std = (self._stat(key, name, shape) for name in ("mean", "std"))
             if (std < 0).any():
                 raise DsrlError(f"{self.path}: a standard deviation of '{key}' is negative; was the file edited?")
             return Affine(mean.double(), (std if key == ACTION else std + self.eps).double())
         if mode not in _LOW_HIGH:
             known = ", ".join(["IDENTITY", "MEAN_STD", *_LOW_HIGH])
             raise DsrlError(f"{self.path}: '{key}' is normalised by '{mode}'; known are {known}")
-        low, high = (self._stat(key, name, dim) for name in _LOW_HIGH[mode])
+        low, high = (self._stat(key, name, shape) for name in _LOW_HIGH[mode])
         if (high < low).any():
             first, second = _LOW_HIGH[mode]
             raise DsrlError(f"{self.path}: the {first} of '{key}' is above its {second}; were the two swapped?")
@@ -78,7 +78,7 @@ class Side:
             span = span + self.eps
         return Affine(low.double() + span.double() / 2, span.double() / 2)
 
-    def _stat(self, key: str, name: str, dim: int) -> Tensor:
+    def _stat(self, key: str, name: str, shape: tuple[int, ...]) -> Tensor:
         known = self.stats.get(key, {})
         if name not in known:
             found = sorted(f"{key}.{name}" for key, names in self.stats.items() for name in names)
@@ -87,14 +87,15 @@ class Side:
                 "silently leave these numbers as they are. Take the files of the training, or migrate the policy again"
             )
         value = known[name].float()
-        if value.shape != (dim,):
-            raise DsrlError(f"{self.path}: '{key}.{name}' has shape {list(value.shape)}, config.json says [{dim}]")
+        expected = [shape[0], *(1 for _ in shape[1:])]
+        if list(value.shape) != expected:
+            raise DsrlError(f"{self.path}: '{key}.{name}' has shape {list(value.shape)}, config.json says {expected}")
         if not torch.isfinite(value).all():
             raise DsrlError(
                 f"{self.path}: '{key}.{name}' holds NaN or infinite values: the policy was saved without statistics. "
                 "Take the files of the training"
             )
-        return value
+        return value.flatten()
 
 
 def inside_weights(path: Path, weights: Mapping[str, Tensor], modes: Mapping[str, str], keys: list[str]) -> list[Side]:

@@ -1,4 +1,4 @@
-"""robomimic's diffusion policy: a ``.pth`` with low-dimensional observations, as v0.5 and its branches write it.
+"""robomimic's diffusion policy: a ``.pth``, as v0.5 and its branches write it.
 
 ::
 
@@ -6,13 +6,12 @@
      "shape_metadata": {"ac_dim", "all_shapes"}, "env_metadata": ..., "obs_normalization_stats": ...,
      "action_normalization_stats": ...}
 
-Observations are concatenated in the order of ``all_shapes``. The sizes of the U-Net are those of the tensors: robomimic
-ignores those of its config.
+Observations, or what is seen in them, are concatenated in the order of ``all_shapes``. The sizes of the U-Net are those
+of the tensors: robomimic ignores those of its config.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,12 +26,15 @@ from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.robomimic_config import config_of, flag_at, integer_at, value_at
+from dsrl.pretrained.robomimic_vision import PREFIX as _VISION
+from dsrl.pretrained.robomimic_vision import read_vision, vision_weights
 from dsrl.pretrained.unet_keys import unet_sizes, unet_weights
+from dsrl.vision import image_keys
 
 _NETWORK = "policy.noise_pred_net."
 _N_GROUPS = 8  # of every GroupNorm, whatever the config says; no tensor tells
 _BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
-_MOST_LEVELS = 10_000
 
 
 def detect(found: Found) -> bool:
@@ -57,15 +59,19 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
             f"{found.path} holds a policy of robomimic's algorithm '{content['algo_name']}'; only diffusion_policy "
             "starts from noise and can be steered"
         )
-    config = _config(found, content)
+    config = config_of(found, content)
     obs_shapes = _observations(found, content, config)
-    action_dim = _integer(found, content, "shape_metadata.ac_dim", "")
-    net, notes = _network_weights(found, content, load)
+    action_dim = integer_at(found, content, "shape_metadata.ac_dim", "")
+    cameras = image_keys(obs_shapes)
+    vision = read_vision(found, config, {key: obs_shapes[key] for key in cameras})
+    state, notes = _state(found, content, load, (_NETWORK, _VISION) if vision else (_NETWORK,))
+    net = unet_weights(state, _NETWORK)
     sizes = unet_sizes(net, found.path, _misfit)
     sampler, sampler_notes = _sampler(found, config, load)
     env, env_notes = _environment(content, tuple(obs_shapes))
     spec = _spec(found, config, obs_shapes, action_dim, env)
-    expected = spec.n_obs_steps * spec.obs_dim
+    seen = {key: vision["feature_dim"] for key in cameras} if vision else {}
+    expected = spec.n_obs_steps * sum(seen.get(key, math.prod(shape)) for key, shape in obs_shapes.items())
     if sizes.cond_dim != expected or sizes.action_dim != action_dim:
         raise DsrlError(
             f"{found.path}: its network reads {sizes.cond_dim} numbers and predicts {sizes.action_dim} per "
@@ -74,6 +80,10 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         )
     weights = {f"denoiser.{name}": tensor for name, tensor in net.items()}
     weights |= _obs_statistics(found, content, config, obs_shapes)
+    if vision:
+        weights |= vision_weights(found, state, cameras)
+        weights["vision.offset"] = torch.zeros(len(cameras), obs_shapes[cameras[0]][0])
+        weights["vision.scale"] = torch.ones_like(weights["vision.offset"])
     weights |= _action_statistics(found, content, config, action_dim)
     version = "0.5" if "variable_state" in content else "before 0.5"
     network = {
@@ -83,51 +93,8 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         "kernel_size": sizes.kernel_size,
         "n_groups": _N_GROUPS,
     }
-    settings = {"network": network, "obs_clip": None, **sampler}
+    settings = {"network": network, **({"vision": vision} if vision else {}), "obs_clip": None, **sampler}
     return Checkpoint("diffusion", settings, spec, weights, FORMAT.name, version, notes + sampler_notes + env_notes)
-
-
-# -- config -----------------------------------------------------------------------------------------------------------
-
-
-def _config(found: Found, content: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        config = json.loads(content["config"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise DsrlError(f"{found.path}: its 'config' is not the JSON text that robomimic writes ({error})") from error
-    if not isinstance(config, dict):
-        raise DsrlError(f"{found.path}: its 'config' holds {type(config).__name__}, expected a JSON object")
-    if _value(found, config, "algo.transformer.enabled", default=False) is True:
-        raise DsrlError(f"{found.path}: algo.transformer is enabled; robomimic's U-Net is supported only")
-    return config
-
-
-def _value(found: Found, tree: Any, path: str, part: str = "config.", default: Any = ...) -> Any:
-    """What stands at a dotted path; ``part`` names the tree in messages."""
-    for name in path.split("."):
-        if not isinstance(tree, Mapping) or name not in tree:
-            if default is ...:
-                raise DsrlError(f"{found.path} lacks '{part}{path}'; robomimic writes it, was the file edited?")
-            return default
-        tree = tree[name]
-    return tree
-
-
-def _integer(found: Found, tree: Any, path: str, part: str = "config.", low: int = 1, high: int = _MOST_LEVELS) -> int:
-    value = _value(found, tree, path, part)
-    if type(value) is not int or not low <= value <= high:
-        raise DsrlError(
-            f"{found.path}: '{part}{path}' is {value!r:.60}, expected a whole number from {low} to {high}; train again "
-            "or mend the file"
-        )
-    return value
-
-
-def _flag(found: Found, tree: Any, path: str) -> bool:
-    value = _value(found, tree, path)
-    if type(value) is not bool:
-        raise DsrlError(f"{found.path}: 'config.{path}' is {value!r:.60}, expected true or false")
-    return value
 
 
 # -- what it reads and writes -----------------------------------------------------------------------------------------
@@ -135,31 +102,35 @@ def _flag(found: Found, tree: Any, path: str) -> bool:
 
 def _observations(found: Found, content: Mapping[str, Any], config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the observations that the network reads, in the order in which it concatenates them."""
-    modalities = _value(found, config, "observation.modalities.obs")
-    shapes = _value(found, content, "shape_metadata.all_shapes", "")
+    modalities = value_at(found, config, "observation.modalities.obs")
+    shapes = value_at(found, content, "shape_metadata.all_shapes", "")
     if not isinstance(modalities, dict) or not all(isinstance(keys, list) for keys in modalities.values()):
         raise DsrlError(f"{found.path}: 'config.observation.modalities.obs' is not lists of observation keys")
     if not isinstance(shapes, Mapping):
         raise DsrlError(f"{found.path}: 'shape_metadata.all_shapes' is {type(shapes).__name__}, expected shapes by key")
     for modality, keys in modalities.items():
-        if keys and modality != "low_dim":
+        if keys and modality not in ("low_dim", "rgb"):
             raise DsrlError(
                 f"{found.path} observes {', '.join(map(str, keys))} ({modality}); only low-dimensional observations "
-                "are supported. Train one with observation.modalities.obs.low_dim"
+                "and images are supported. Train one with observation.modalities.obs.low_dim and rgb"
             )
     for setting in ("core_class", "obs_randomizer_class"):
-        value = _value(found, config, f"observation.encoder.low_dim.{setting}", default=None)
+        value = value_at(found, config, f"observation.encoder.low_dim.{setting}", default=None)
         if value not in (None, [], [None]):
             raise DsrlError(
                 f"{found.path}: 'config.observation.encoder.low_dim.{setting}' is {value!r:.60}; only observations "
                 "that go into the U-Net as they are are supported, expected null"
             )
-    wanted = modalities.get("low_dim", [])
+    images = modalities.get("rgb", [])
+    wanted = [*modalities.get("low_dim", []), *images]
     if missing := [key for key in wanted if key not in shapes]:
         raise DsrlError(f"{found.path}: the observations {missing} have no shape; known are {list(shapes)}")
     if not wanted:
         raise DsrlError(f"{found.path}: 'config.observation.modalities.obs' names no observation")
-    return {key: _shape(found, key, shape) for key, shape in shapes.items() if key in wanted}
+    used = {key: _shape(found, key, shape) for key, shape in shapes.items() if key in wanted}
+    if images != [] and sorted(image_keys(used)) != sorted(images):
+        raise DsrlError(f"{found.path}: its images are {images}, but the shapes are {used}; was the file edited?")
+    return used
 
 
 def _shape(found: Found, key: str, shape: Any) -> tuple[int, ...]:
@@ -173,7 +144,7 @@ def _spec(
     found: Found, config: Any, obs_shapes: dict[str, tuple[int, ...]], action_dim: int, env: EnvSpec | None
 ) -> PolicySpec:
     names = ("observation_horizon", "action_horizon", "prediction_horizon")
-    n_obs_steps, n_action_steps, horizon = (_integer(found, config, f"algo.horizon.{name}") for name in names)
+    n_obs_steps, n_action_steps, horizon = (integer_at(found, config, f"algo.horizon.{name}") for name in names)
     try:
         steps = horizon, n_action_steps, n_obs_steps, n_obs_steps - 1
         return PolicySpec(obs_shapes, action_dim, *steps, env=env, provenance={"made by": "robomimic"})
@@ -200,24 +171,24 @@ def _environment(content: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[Env
 # -- network ----------------------------------------------------------------------------------------------------------
 
 
-def _network_weights(
-    found: Found, content: Mapping[str, Any], load: LoadConfig
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors of the U-Net by our names, and which of the two sets it is."""
+def _state(
+    found: Found, content: Mapping[str, Any], load: LoadConfig, parts: tuple[str, ...]
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The tensors of these parts by robomimic's names, and which of the two sets they are."""
     chosen, notes = "nets", ("weights: the raw ones",)
     if load.weights == "ema":
-        has_ema = _value(found, content, "model.ema", "", default=None) is not None
+        has_ema = value_at(found, content, "model.ema", "", default=None) is not None
         chosen = "ema" if has_ema else "nets"
         notes = ("weights: the moving average",) if has_ema else ("weights: the raw ones, there is no moving average",)
-    state = _value(found, content, f"model.{chosen}", "")
+    state = value_at(found, content, f"model.{chosen}", "")
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise DsrlError(f"{found.path}: 'model.{chosen}' must hold tensors only; was it edited by hand?")
-    if extra := sorted(str(name) for name in state if not str(name).startswith(_NETWORK)):
+    if extra := sorted(str(name) for name in state if not str(name).startswith(parts)):
         raise DsrlError(
-            f"{found.path}: 'model.{chosen}' holds {extra[:3]} beside the U-Net; observation encoders with "
-            "weights, such as those of images, are not supported"
+            f"{found.path}: 'model.{chosen}' holds {extra[:3]} beside the U-Net and the encoders of the images that "
+            "its config names; other encoders are not supported"
         )
-    return unet_weights(state, _NETWORK), notes
+    return state, notes
 
 
 def _misfit(name: str, found: list[int] | None, ndim: int) -> str:
@@ -227,19 +198,19 @@ def _misfit(name: str, found: list[int] | None, ndim: int) -> str:
 
 def _sampler(found: Found, config: Any, load: LoadConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The fields of DiffusionConfig that say how it is sampled; robomimic asks for DDPM first."""
-    enabled = [name for name in ("ddpm", "ddim") if _flag(found, config, f"algo.{name}.enabled")]
+    enabled = [name for name in ("ddpm", "ddim") if flag_at(found, config, f"algo.{name}.enabled")]
     if not enabled:
         raise DsrlError(f"{found.path}: neither config.algo.ddpm nor config.algo.ddim is enabled; it has no sampler")
     name = enabled[0]
-    train_steps = _integer(found, config, f"algo.{name}.num_train_timesteps")
-    own = _integer(found, config, f"algo.{name}.num_inference_timesteps", high=train_steps)
+    train_steps = integer_at(found, config, f"algo.{name}.num_train_timesteps")
+    own = integer_at(found, config, f"algo.{name}.num_inference_timesteps", high=train_steps)
     steps = ddim_steps_of(found, load, train_steps=train_steps, own=own if name == "ddim" else None)
     for setting, known in (("prediction_type", ("epsilon",)), ("beta_schedule", _BETA_SCHEDULES)):
-        value = _value(found, config, f"algo.{name}.{setting}")
+        value = value_at(found, config, f"algo.{name}.{setting}")
         if value not in known:
             # robomimic trains on the noise whatever prediction_type says, so another one contradicts the weights
             raise DsrlError(f"{found.path}: 'config.algo.{name}.{setting}' is {value!r:.60}; known: {', '.join(known)}")
-    offset = _integer(found, config, "algo.ddim.steps_offset", low=0) if name == "ddim" else 0
+    offset = integer_at(found, config, "algo.ddim.steps_offset", low=0) if name == "ddim" else 0
     if (steps - 1) * (train_steps // steps) + offset >= train_steps:
         raise DsrlError(
             f"{found.path}: {steps} sampling steps of {train_steps} levels leave no room for steps_offset {offset}; "
@@ -247,13 +218,13 @@ def _sampler(found: Found, config: Any, load: LoadConfig) -> tuple[dict[str, Any
         )
     sampler = {
         "train_steps": train_steps,
-        "beta_schedule": _value(found, config, f"algo.{name}.beta_schedule"),
+        "beta_schedule": value_at(found, config, f"algo.{name}.beta_schedule"),
         "prediction_type": "epsilon",
         "sampling_steps": steps,
         "timestep_spacing": "leading",
         "steps_offset": offset,
-        "set_alpha_to_one": name == "ddpm" or _flag(found, config, "algo.ddim.set_alpha_to_one"),
-        "clip_sample": _flag(found, config, f"algo.{name}.clip_sample"),
+        "set_alpha_to_one": name == "ddpm" or flag_at(found, config, "algo.ddim.set_alpha_to_one"),
+        "clip_sample": flag_at(found, config, f"algo.{name}.clip_sample"),
         "clip_sample_range": 1.0,
         "use_clipped_model_output": False,
     }
@@ -268,19 +239,25 @@ def _obs_statistics(
     found: Found, content: Mapping[str, Any], config: Any, obs_shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     statistics = content.get("obs_normalization_stats")
-    if statistics is None and _value(found, config, "train.hdf5_normalize_obs", default=False):
+    if statistics is None and value_at(found, config, "train.hdf5_normalize_obs", default=False):
         raise DsrlError(
             f"{found.path} lacks 'obs_normalization_stats', though config.train.hdf5_normalize_obs says that it was "
             "trained on normalised observations"
         )
-    sizes = {key: math.prod(shape) for key, shape in obs_shapes.items()}
+    images = image_keys(obs_shapes)
+    if statistics is not None and images:
+        raise DsrlError(
+            f"{found.path}: its observations are normalised, images among them; statistics of images are not "
+            "supported, train with hdf5_normalize_obs=false"
+        )
+    sizes = {key: math.prod(shape) for key, shape in obs_shapes.items() if key not in images}
     return _normalizer(found, "obs", statistics, sizes)
 
 
 def _action_statistics(found: Found, content: Mapping[str, Any], config: Any, action_dim: int) -> dict[str, Tensor]:
     """Of the whole action vector, which is that of the environment unless rotations are converted."""
-    keys = _value(found, config, "train.action_keys", default=["actions"])
-    formats = _value(found, config, "train.action_config", default={})
+    keys = value_at(found, config, "train.action_keys", default=["actions"])
+    formats = value_at(found, config, "train.action_config", default={})
     if not isinstance(keys, list) or not keys or not isinstance(formats, dict):
         raise DsrlError(f"{found.path}: 'config.train.action_keys' and action_config are not those of robomimic")
     for key in map(str, keys):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dsrl.config import LoadConfig
 from dsrl.pretrained.loading import checkpoint_path, read_checkpoint
 from dsrl.pretrained.native import Weights, build_policy
+from dsrl.vision import image_keys
 
 
 def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str, str]]:
@@ -27,13 +30,14 @@ def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str
         ("format", f"{checkpoint.format} {checkpoint.version}"),
         ("kind", checkpoint.kind),
         ("network", f"{network.get('type', '-')} {sizes}".strip() + f", {parameters:,} parameters"),
+        *_describe_vision(inner.get("vision")),
         ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
         ("sampler", _describe_sampler(inner)),
         *((f"observation {key}", str(list(shape))) for key, shape in spec.obs_shapes.items()),
         ("observation steps", str(spec.n_obs_steps)),
         ("horizon", f"{spec.horizon} x {spec.action_dim}, noise {list(spec.noise_shape)}"),
         ("executed", f"steps {spec.action_start} to {spec.action_start + spec.n_action_steps - 1}"),
-        *_describe_normalizers(weights),
+        *_describe_normalizers(weights, image_keys(spec.obs_shapes)),
         ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
         ("sha256", spec.sha256),
         *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
@@ -58,12 +62,25 @@ def _describe_sampler(config: Mapping[str, Any]) -> str:
     return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
 
 
-def _describe_normalizers(weights: Weights) -> list[tuple[str, str]]:
+def _describe_vision(vision: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if vision is None:
+        return []
+    values = ", ".join(f"{name} {value}" for name, value in vision.items() if value is not None)
+    return [("vision", f"ResNet, {values}")]
+
+
+def _describe_normalizers(weights: Weights, cameras: Sequence[str]) -> list[tuple[str, str]]:
     rows = []
-    for name in weights:
+    for name, offset in weights.items():
         if name.endswith("normalizer.offset"):
-            offset, scale = weights[name], weights[name.removesuffix("offset") + "scale"]
-            label = "observation offset +- scale" if "obs_" in name else "action offset +- scale"
-            values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
-            rows.append((label, values))
+            label = "observation" if "obs_" in name else "action"
+            rows.append(_statistics(label, offset, weights[name.removesuffix("offset") + "scale"]))
+        elif name.endswith("vision.offset"):
+            scales = weights[name.removesuffix("offset") + "scale"]
+            rows += [_statistics(*row) for row in zip(cameras, offset, scales, strict=True)]
     return rows
+
+
+def _statistics(label: str, offset: Tensor, scale: Tensor) -> tuple[str, str]:
+    values = ", ".join(f"{o:.3g} +- {s:.3g}" for o, s in zip(offset.tolist(), scale.tolist(), strict=True))
+    return f"{label} offset +- scale", values

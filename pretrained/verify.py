@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsrl.policy import FrozenPolicy
+from dsrl.vision import image_keys
 
-BATCH = 64
+BATCH, SEEN = 64, 8
+"""observations; so many with images, which take longer"""
 
 
 @torch.no_grad()
 def verify(policy: FrozenPolicy, seed: int = 0) -> list[tuple[str, str]]:
     """Sample ``BATCH`` chunks twice, and say what came out, as rows of name and value.
 
-    Observations are drawn where the policy's normaliser expects them: normally distributed around its offset. They are
-    not those of a task, so ranges and shares are a first look and no evaluation.
+    Observations are drawn where the policy's normaliser expects them: normally distributed around its offset, pixels
+    uniformly from 0 to 1. They are not those of a task, so ranges and shares are a first look and no evaluation.
     """
-    spec, generator = policy.spec, torch.Generator().manual_seed(seed)
-    obs = torch.randn(BATCH, spec.n_obs_steps, spec.obs_dim, generator=generator)
-    noise = torch.randn(BATCH, *spec.noise_shape, generator=generator).to(policy.device)
-    obs_normalizer: Any = getattr(policy, "obs_normalizer", None)
-    obs = obs.to(policy.device)
-    if obs_normalizer is not None:
-        obs = obs_normalizer.unnormalize(obs.to(obs_normalizer.offset))
+    generator = torch.Generator().manual_seed(seed)
+    obs = _draw(policy, generator)
+    noise = torch.randn(len(obs), *policy.spec.noise_shape, generator=generator).to(policy.device)
     chunk = policy.sample(obs, noise)
     again = policy.sample(obs, noise)
     alone = policy.sample(obs[:1], noise[:1])
     other = policy.sample(obs, noise.roll(1, dims=0))
     return [
         ("deterministic", _same(chunk, again)),
-        ("batch of 1 and of 64", _same(alone, chunk[:1])),
+        (f"batch of 1 and of {len(obs)}", _same(alone, chunk[:1])),
         ("another noise", f"moves actions by {_number((chunk - other).abs().mean())} on average"),
         *_ranges(chunk, policy),
     ]
+
+
+def _draw(policy: FrozenPolicy, generator: torch.Generator) -> Tensor:
+    shapes, steps = policy.spec.obs_shapes, policy.spec.n_obs_steps
+    images = image_keys(shapes)
+    batch = SEEN if images else BATCH
+    low = {key: math.prod(shape) for key, shape in shapes.items() if key not in images}
+    values = torch.randn(batch, steps, sum(low.values()), generator=generator).to(policy.device)
+    normalizer: Any = getattr(policy, "obs_normalizer", None)
+    if normalizer is not None and normalizer.offset.numel() == values.shape[-1]:
+        values = normalizer.unnormalize(values.to(normalizer.offset))
+    parts = dict(zip(low, values.split(list(low.values()), dim=-1), strict=True)) if low else {}
+    for key in images:
+        pixels = torch.rand(batch, steps, math.prod(shapes[key]), generator=generator)
+        parts[key] = pixels.to(values)
+    return torch.cat([parts[key] for key in shapes], dim=-1)
 
 
 def _same(first: Tensor, second: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
@@ -16,6 +17,9 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, nearest
 from dsrl.wrappers.families import Family
 from dsrl.wrappers.observations import find_key, missing
+
+PIXELS = "pixels"
+"""what the image is called in an environment that observes nothing else"""
 
 
 def resolve(spec: EnvSpec) -> EnvSpec:
@@ -34,6 +38,8 @@ def resolve(spec: EnvSpec) -> EnvSpec:
 
 class GenericEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """A registered environment with its observation flattened to one float32 vector.
+
+    Images, where they are asked for by name, are in [0, 1] and channels first.
 
     The time limit is the environment's own unless the spec names another. ``info["success"]`` is there when the
     environment says ``success`` or ``is_success``.
@@ -77,7 +83,8 @@ class GenericEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def _flat(self, obs: Any) -> np.ndarray:
         if not self._keys:
             return np.asarray(obs, dtype=np.float32).ravel()
-        return np.concatenate([np.asarray(obs[key], dtype=np.float32).ravel() for key in self._keys])
+        parts = obs if isinstance(obs, Mapping) else {PIXELS: obs}
+        return np.concatenate([_read(np.asarray(parts[key])) for key in self._keys])
 
 
 def _registered(env_id: str) -> Registered:
@@ -115,21 +122,43 @@ def _make(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
 
 def _layout(spec: EnvSpec, space: spaces.Space) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]]]:
     """The keys to read and the shape of each; no keys for an observation that is an array."""
-    if isinstance(space, spaces.Box):
-        if len(space.shape) > 1:
-            raise DsrlError(f"{spec.id} observes images {space.shape}; only low-dimensional observations can be read")
+    if isinstance(space, spaces.Box) and len(space.shape) <= 1:
         return (), {"state": (int(np.prod(space.shape)),)}
-    if not isinstance(space, spaces.Dict):
+    if not isinstance(space, spaces.Dict | spaces.Box):
         raise DsrlError(f"{spec.id} observes {space}; a Box or a Dict of Boxes can be read")
-    low_dim = {key: box.shape for key, box in space.items() if isinstance(box, spaces.Box) and len(box.shape) <= 1}
-    asked = spec.obs_keys or tuple(sorted(low_dim))
+    parts = dict(space.items()) if isinstance(space, spaces.Dict) else {PIXELS: space}
+    shapes = {key: shape for key, box in parts.items() if (shape := _shape(box)) is not None}
+    asked = spec.obs_keys or tuple(sorted(key for key, shape in shapes.items() if len(shape) == 1))
     if not asked:
-        raise DsrlError(f"{spec.id} has no low-dimensional observation among {sorted(space.keys())}")
-    keys = {key: find_key(key, low_dim) for key in asked}
+        images = f"; its images {sorted(shapes)} are read when obs_keys names them" if shapes else ""
+        raise DsrlError(f"{spec.id} has no low-dimensional observation among {sorted(parts)}{images}")
+    keys = {key: find_key(key, parts) for key in asked}
     for key, name in keys.items():
         if name is None:
-            raise missing(spec.id, key, asked, low_dim)
-    return tuple(map(str, keys.values())), {key: low_dim[str(name)] or (1,) for key, name in keys.items()}
+            raise missing(spec.id, key, asked, shapes)
+        if name not in shapes:
+            raise DsrlError(
+                f"the observation '{name}' of {spec.id} is {parts[name]}; a vector can be read, or an image, uint8 of "
+                "the shape (height, width, channels)"
+            )
+    return tuple(map(str, keys.values())), {key: shapes[str(name)] for key, name in keys.items()}
+
+
+def _shape(box: spaces.Space) -> tuple[int, ...] | None:
+    """Of what is read: ``(D,)``, or ``(C, H, W)`` for an image; None for what cannot be read."""
+    if not isinstance(box, spaces.Box):
+        return None
+    if len(box.shape) <= 1:
+        return box.shape or (1,)
+    if len(box.shape) == 3 and box.dtype == np.uint8 and box.shape[-1] in (1, 3, 4):
+        return box.shape[-1], *box.shape[:-1]
+    return None
+
+
+def _read(value: np.ndarray) -> np.ndarray:
+    if value.ndim < 3:
+        return value.astype(np.float32).ravel()
+    return np.moveaxis(value, -1, 0).astype(np.float32).ravel() / np.float32(255)
 
 
 def _with_success(info: dict[str, Any]) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def image(config):
 
 
 CONFIGS = {
-    "image": (image, r"looks at images \(observation.images.top\); image observations are not supported yet. Take"),
+    "image": (image, "n_obs_steps times the lengths of .*observation.images.top .* is 146, the tensors say 18"),
     "film": (lambda c: c.update(use_film_scale_modulation=False), "use_film_scale_modulation is false.*Train with"),
     "groups": (lambda c: c.update(n_groups=4), "'n_groups' is 4; only 8 is known"),
     "scheduler": (lambda c: c.update(noise_scheduler_type="EDM"), "'EDM', expected one of DDPM, DDIM"),
