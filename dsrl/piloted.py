@@ -119,8 +119,8 @@ class PilotedSAC(SAC):
         assert isinstance(cond, Tensor)
         with torch.no_grad():
             noise = self.decoder.prior(len(cond)) if self.deployed == "base" else self.best_candidate(cond)
-        noise = noise.cpu().numpy()
-        return (noise if vectorized else noise[0]), state
+        played = noise.cpu().numpy()
+        return (played if vectorized else played[0]), state
 
     def best_candidate(self, cond: Tensor, pool: Pool | None = None) -> Tensor:
         """``(B, C)`` -> the noise ``(B, A)`` of highest pessimistic value, of a pool or freshly drawn."""
