@@ -29,7 +29,7 @@ from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.plugins import ENVS, POLICIES, load_plugins
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
-from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy
+from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy, spelled
 from dsrl.pretrained.formats import Format
 from dsrl.pretrained.verify import verify
 from dsrl.probe import probe as run_probe
@@ -70,7 +70,7 @@ def probe(config: ProbeConfig) -> None:
 
 def inspect(config: InspectConfig) -> None:
     """``dsrl inspect``"""
-    table = Table("", "", show_header=False, title=str(config.checkpoint))
+    table = Table("", "", show_header=False, title=spelled(config.checkpoint))
     table.columns[1].overflow = "fold"  # a hash that is cut off is of no use
     rows = describe(config.checkpoint, config.load)
     if config.verify:

@@ -28,7 +28,7 @@ from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy
+from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
 from dsrl.probe import probe
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import MetricsWriter
@@ -72,7 +72,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=discount_inside(config))
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
-        console.print(f"base policy {path} on {env.id}, run folder {run_dir}")
+        console.print(f"base policy {spelled(path)} on {env.id}, run folder {run_dir}")
         if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
             assert isinstance(train_envs.action_space, Box)
             _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
@@ -82,7 +82,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             run_dir,
             config=to_dict(config),
             base_policy={
-                "path": str(path),
+                "path": spelled(path),
                 "sha256": policy.spec.sha256,
                 "env": env.to_robomimic(),
                 "load": to_dict(config.load),

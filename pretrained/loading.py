@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from dsrl.config import LoadConfig
 from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import diffusers_folder, diffusion_policy, dppo, hub, lerobot, native, robomimic
+from dsrl.pretrained import diffusers_folder, diffusion_policy, dppo, hub, lerobot, native, remote, robomimic
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.plugins import plugin_formats
@@ -34,7 +35,8 @@ def load_policy(
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
 
     Args:
-        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``, or ``hf://org/name@revision``.
+        path: a file, or a folder of LeRobot, diffusers or a run of ``dsrl pretrain``, or ``hf://org/name@revision``,
+            or ``ws://host:port`` for a policy in another process.
         format: a key of :data:`FORMATS`; ``auto`` finds it out from the file.
         config: DPPO's hydra YAML, when it does not lie beside the checkpoint.
         normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
@@ -53,9 +55,13 @@ def load_policy(
         weights=weights,
         sampling_steps=sampling_steps,
     )
-    path = checkpoint_path(Path(path))
-    policy: Any = native.build_policy(read_checkpoint(path, load), path).to(target)
-    _prove_deterministic(policy, path)
+    policy: Any
+    if remote.is_address(path):
+        policy = remote.connect(path, load).to(target)
+    else:
+        path = checkpoint_path(Path(path))
+        policy = native.build_policy(read_checkpoint(path, load), path).to(target)
+    _prove_deterministic(policy, spelled(path))
     return policy
 
 
@@ -82,14 +88,27 @@ def _is_ours(found: Found) -> bool:
 
 
 def checkpoint_path(path: Path) -> Path:
-    """A folder with a ``ckpt.pt`` stands for that file, ``hf://org/name@revision`` for what is fetched from there."""
+    """A folder with a ``ckpt.pt`` stands for that file, ``hf://org/name@revision`` for what is fetched from there.
+
+    Raises:
+        DsrlError: for the address of a server, which has no file.
+    """
+    if remote.is_address(path):
+        raise DsrlError(
+            f"{spelled(path)}: the weights of this policy are in another process; do that where its checkpoint lies"
+        )
     path = hub.fetch(path) if hub.is_address(path) else path
     own = native.checkpoint_file(path)
     return own if own.is_file() else path
 
 
+def spelled(path: str | Path) -> str:
+    """As it was given: a ``Path`` has lost the second slash of an address."""
+    return re.sub(r"^(hf|wss?):/(?!/)", r"\1://", str(path))
+
+
 @torch.no_grad()
-def _prove_deterministic(policy: FrozenPolicy, path: Path) -> None:
+def _prove_deterministic(policy: FrozenPolicy, path: str) -> None:
     """Steering chooses the noise, so nothing else may be random."""
     spec = policy.spec
     obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)

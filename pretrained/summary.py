@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from dsrl.config import LoadConfig
+from dsrl.policy import PolicySpec
+from dsrl.pretrained import remote
 from dsrl.pretrained.loading import checkpoint_path, read_checkpoint
 from dsrl.pretrained.native import Weights, build_policy
 from dsrl.vision import image_keys
@@ -16,6 +18,9 @@ from dsrl.vision import image_keys
 
 def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str, str]]:
     """What a checkpoint is, as rows of name and value."""
+    if remote.is_address(path):
+        served = remote.connect(path, load)
+        return [*remote.describe(served), *_describe_spec(served.spec), *_describe_origin(served.spec)]
     path = checkpoint_path(Path(path))
     checkpoint = read_checkpoint(path, load or LoadConfig())
     policy: Any = build_policy(checkpoint, path)
@@ -33,17 +38,29 @@ def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str
         *_describe_vision(inner.get("vision")),
         ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
         ("sampler", _describe_sampler(inner)),
+        *_describe_spec(spec),
+        *_describe_normalizers(weights, image_keys(spec.obs_shapes)),
+        *_describe_origin(spec),
+        *(("note", note) for note in checkpoint.notes),
+    ]
+    return rows
+
+
+def _describe_spec(spec: PolicySpec) -> list[tuple[str, str]]:
+    return [
         *((f"observation {key}", str(list(shape))) for key, shape in spec.obs_shapes.items()),
         ("observation steps", str(spec.n_obs_steps)),
         ("horizon", f"{spec.horizon} x {spec.action_dim}, noise {list(spec.noise_shape)}"),
         ("executed", f"steps {spec.action_start} to {spec.action_start + spec.n_action_steps - 1}"),
-        *_describe_normalizers(weights, image_keys(spec.obs_shapes)),
+    ]
+
+
+def _describe_origin(spec: PolicySpec) -> list[tuple[str, str]]:
+    return [
         ("environment", f"{spec.env.id} {dict(spec.env.kwargs) or ''}".strip() if spec.env else "not recorded"),
         ("sha256", spec.sha256),
         *((f"provenance {key}", str(value)) for key, value in spec.provenance.items()),
-        *(("note", note) for note in checkpoint.notes),
     ]
-    return rows
 
 
 def _size(path: Path) -> int:
