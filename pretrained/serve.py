@@ -141,10 +141,17 @@ class PolicyServer:
         return torch.as_tensor(function(*(value.to(device) for value in inputs.values())))
 
 
-def serve(policy: Any, host: str = "localhost", port: int = DEFAULT_PORT, *, max_batch: int = MAX_BATCH) -> None:
-    """Serve a policy until Ctrl-C; see :class:`PolicyServer`."""
+def serve(
+    policy: Any,
+    host: str = "localhost",
+    port: int = DEFAULT_PORT,
+    *,
+    max_batch: int = MAX_BATCH,
+    ready: Callable[[str], object] = lambda address: None,
+) -> None:
+    """Serve a policy until Ctrl-C; see :class:`PolicyServer`. ``ready`` is called with the address."""
     with PolicyServer(policy, host, port, max_batch=max_batch) as server:
-        _log.info("serving %s on %s", server.hello.kind, server.address)
+        ready(server.address)
         with suppress(KeyboardInterrupt):
             server.wait()
 

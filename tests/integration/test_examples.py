@@ -53,6 +53,16 @@ def test_03_own_policy(tmp_path):
     assert after >= before + 20
 
 
+@pytest.mark.parametrize("checkpoint", ["toy", pytest.param("robosuite", marks=pytest.mark.robosuite)])
+def test_04_remote_policy_server(checkpoint, toy_checkpoint, tmp_path):
+    pytest.importorskip("msgpack")
+    if checkpoint == "robosuite":
+        pytest.importorskip("robosuite")
+    path = toy_checkpoint if checkpoint == "toy" else DEFAULT_CHECKPOINT
+    sentence = run("04_remote_policy_server.py", "--base-policy", path, "--decisions", 40, cwd=tmp_path)
+    assert re.match(r"Over the wire chunks differ by 0\.0e\+00; steered 40 of them", sentence)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_fits_on_a_page(path):
     assert len(path.read_text().splitlines()) <= 80
