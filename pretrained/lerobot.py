@@ -106,8 +106,9 @@ def _check_type(config: Mapping[str, Any], path: Path) -> None:
     kind = config.get("type", "diffusion")
     if kind in _FLOW:
         raise DsrlError(
-            f"{path} is a LeRobot policy of type '{kind}', a flow policy on a vision-language model; these are not "
-            "supported yet. Of LeRobot, 'diffusion' is"
+            f"{path} is a LeRobot policy of type '{kind}', a flow policy on a vision-language model, which lerobot "
+            "itself computes; there is nothing to build or convert. Serve it from lerobot's own environment "
+            "(docs/checkpoints.md, A policy in another process)"
         )
     if kind != "diffusion":
         raise DsrlError(

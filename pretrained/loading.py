@@ -12,14 +12,27 @@ from dsrl.config import LoadConfig
 from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained import diffusers_folder, diffusion_policy, dppo, hub, lerobot, native, remote, robomimic
+from dsrl.pretrained import (
+    diffusers_folder,
+    diffusion_policy,
+    dppo,
+    hub,
+    lerobot,
+    lerobot_flow,
+    native,
+    remote,
+    robomimic,
+)
 from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.live import Live
 from dsrl.pretrained.plugins import plugin_formats
 
 _MODULES = (native, dppo, diffusion_policy, robomimic, lerobot, diffusers_folder)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """by name, in the order in which they are asked"""
+LIVE = (remote.LIVE, lerobot_flow.LIVE)
+"""policies that are not built here, asked before the formats"""
 
 
 def load_policy(
@@ -30,6 +43,7 @@ def load_policy(
     normalization: str | Path | None = None,
     weights: Literal["ema", "model"] = "ema",
     sampling_steps: int | None = None,
+    task: str | None = None,
     device: str | torch.device = "auto",
 ) -> FrozenPolicy:
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
@@ -42,6 +56,7 @@ def load_policy(
         normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
         weights: the moving average, where there is one, or the raw weights.
         sampling_steps: denoise with DDIM in this many steps instead of what the file says. That is another policy.
+        task: the instruction, for a policy that reads one.
         device: ``cpu``, ``cuda``, ``auto``.
 
     Raises:
@@ -54,15 +69,20 @@ def load_policy(
         normalization=Path(normalization) if normalization else None,
         weights=weights,
         sampling_steps=sampling_steps,
+        task=task,
     )
-    policy: Any
-    if remote.is_address(path):
-        policy = remote.connect(path, load).to(target)
-    else:
-        path = checkpoint_path(Path(path))
-        policy = native.build_policy(read_checkpoint(path, load), path).to(target)
+    live, path = find_live(Path(path), load)
+    opened = live.open(path, load) if live else native.build_policy(read_checkpoint(path, load), path)
+    policy: Any = opened.to(target)
     _prove_deterministic(policy, spelled(path))
     return policy
+
+
+def find_live(path: Path, load: LoadConfig) -> tuple[Live | None, Path]:
+    """Who opens what lies there, None when it is built from its tensors; and where it lies, once it was fetched."""
+    path = path if remote.is_address(path) else checkpoint_path(path)
+    asked = LIVE if load.format in ("auto", lerobot.FORMAT.name) else (remote.LIVE,)
+    return next((live for live in asked if live.recognises(path)), None), path
 
 
 def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
@@ -72,6 +92,8 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
         DsrlError: when it is missing, broken, unsafe or foreign.
     """
     found = Found(path)
+    if load.task:
+        raise DsrlError(f"{path} acts on no instruction; leave out --load.task")
     ours = load.format in FORMATS or (load.format == "auto" and _is_ours(found))
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}

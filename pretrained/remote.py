@@ -16,6 +16,7 @@ from dsrl.config import LoadConfig
 from dsrl.errors import DsrlError
 from dsrl.policy import Obs, concat_obs
 from dsrl.pretrained.link import Link
+from dsrl.pretrained.live import Live
 from dsrl.pretrained.wire import MAX_MESSAGE_BYTES, Malformed, array_in, array_out
 
 _ADDRESS = re.compile(r"^(?P<scheme>wss?):/{1,2}(?P<rest>[^/].*)$")  # a Path has lost the second slash
@@ -26,7 +27,7 @@ def is_address(path: str | Path) -> bool:
     return str(path).startswith(("ws:/", "wss:/"))
 
 
-def connect(path: str | Path, load: LoadConfig | None = None) -> RemotePolicy:
+def connect(path: str | Path, load: LoadConfig) -> RemotePolicy:
     """The policy that a server at ``ws://host:port`` offers.
 
     Raises:
@@ -36,7 +37,7 @@ def connect(path: str | Path, load: LoadConfig | None = None) -> RemotePolicy:
     if match is None:
         raise DsrlError(f"{path} is no address of a policy server; write ws://host:port")
     address = f"{match['scheme']}://{match['rest']}"
-    if load is not None and load != LoadConfig():
+    if load != LoadConfig():
         raise DsrlError(
             f"{address}: how its policy is read and sampled is decided where it is served; leave out --load.* here"
         )
@@ -166,3 +167,6 @@ def describe(policy: RemotePolicy) -> list[tuple[str, str]]:
         ("requests", f"{', '.join(sorted(hello.ops))}, at most {hello.max_batch} rows at once"),
         ("encoding", encoding),
     ]
+
+
+LIVE = Live(is_address, connect, describe)

@@ -10,20 +10,21 @@ from torch import Tensor
 
 from dsrl.config import LoadConfig
 from dsrl.policy import PolicySpec
-from dsrl.pretrained import remote
-from dsrl.pretrained.loading import checkpoint_path, read_checkpoint
+from dsrl.pretrained.loading import find_live, read_checkpoint
 from dsrl.pretrained.native import Weights, build_policy
 from dsrl.vision import image_keys
 
 
 def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str, str]]:
     """What a checkpoint is, as rows of name and value."""
-    if remote.is_address(path):
-        served = remote.connect(path, load)
-        return [*remote.describe(served), *_describe_spec(served.spec), *_describe_origin(served.spec)]
-    path = checkpoint_path(Path(path))
-    checkpoint = read_checkpoint(path, load or LoadConfig())
-    policy: Any = build_policy(checkpoint, path)
+    load = load or LoadConfig()
+    live, path = find_live(Path(path), load)
+    policy: Any
+    if live is not None:
+        policy = live.open(path, load)
+        return [*live.describe(policy), *_describe_spec(policy.spec), *_describe_origin(policy.spec)]
+    checkpoint = read_checkpoint(path, load)
+    policy = build_policy(checkpoint, path)
     spec, config, weights = policy.spec, checkpoint.config, checkpoint.weights
     # a steered policy carries its base policy's config
     inner = config.get("base", {}).get("config", config)
