@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/remote_policy.zip"))
     args = parser.parse_args()
     if args.serve:
-        return serve(load_policy(args.base_policy), args.host, args.port, ready=partial(print, flush=True))
+        policy = load_policy(args.base_policy, task=args.task)
+        return serve(policy, args.host, args.port, ready=partial(print, flush=True))
 
     with second_process(args.base_policy) as address:
         local, remote = load_policy(args.base_policy, device="cpu"), load_policy(address, device="cpu")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dsrl.config import LoadConfig
@@ -22,7 +23,7 @@ from dsrl.policy import Obs, PolicySpec, concat_obs
 from dsrl.pretrained.folders import read_json
 from dsrl.pretrained.live import Live
 
-KINDS = ("smolvla",)
+KINDS = ("smolvla", "pi0", "pi05")
 """of LeRobot's ``config.json``"""
 _ACTION = "action"
 _SIDES = ("policy_preprocessor.json", "policy_postprocessor.json")
@@ -127,9 +128,7 @@ def open_policy(folder: Path, load: LoadConfig) -> LerobotFlowPolicy:
     spec = _spec(inner.config, folder, load.task)
     _check_statistics(before, list(spec.obs_shapes), folder / _SIDES[0])
     _check_statistics(after, [_ACTION], folder / _SIDES[1])
-    for name, parameter in inner.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise DsrlError(f"{folder}: the tensor '{name}' holds NaN or infinite values")
+    _check_weights(inner, folder / "model.safetensors")
     return LerobotFlowPolicy(inner.requires_grad_(False).eval(), before, after, spec, load.task)
 
 
@@ -161,17 +160,24 @@ def _read(folder: Path) -> tuple[Any, Any, Any]:
             kind = get_policy_class(read_json(folder / "config.json")["type"])  # registers the kind's config too
             config = PreTrainedConfig.from_pretrained(folder)
             _check_config(config, folder)
-            config.device, config.load_vlm_weights, config.compile_model = "cpu", False, False
+            config.device, config.compile_model = "cpu", False
+            config.load_vlm_weights = False  # of smolvla: its own weights hold them
             inner = kind.from_pretrained(folder, config=config, strict=True)
             sides = make_pre_post_processors(config, pretrained_path=str(folder))
     except DsrlError:
         raise
     except Exception as error:  # draccus, safetensors, transformers and the hub raise many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DsrlError(f"{folder}: lerobot cannot read it ({type(error).__name__}: {reason:.300})") from error
+        raise DsrlError(f"{folder}: lerobot cannot read it ({_innermost(error)})") from error
     for side in sides:  # tensors stay where the policy is
         side.steps = [step for step in side.steps if not isinstance(step, DeviceProcessorStep)]
     return inner, *sides
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong first: draccus says only that something did."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 def _check_config(config: Any, folder: Path) -> None:
@@ -212,6 +218,30 @@ def _identity(folder: Path, task: str) -> str:
     return digest.hexdigest()
 
 
+def _check_weights(inner: nn.Module, path: Path) -> None:
+    """lerobot's pi0 goes on with random weights where it cannot load its file."""
+    state, read = inner.state_dict(), set()
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  no dict
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise DsrlError(f"{path}: the tensor '{name}' holds NaN or infinite values")
+                ours = name if name in state else f"model.{name}"
+                if ours not in state or not torch.equal(state[ours], tensor.to(state[ours].dtype)):
+                    raise DsrlError(
+                        f"{path}: lerobot did not load the tensor '{name}'; save it again with this lerobot"
+                    )
+                read.add(ours)
+    except (SafetensorError, OSError) as error:
+        raise DsrlError(f"{path} is truncated or no safetensors file ({error!s:.120}); copy it again") from error
+    # one of two names of the same tensor is left out of a file
+    shared = {state[name].data_ptr() for name in read}
+    missing = sorted(name for name in state if name not in read and state[name].data_ptr() not in shared)
+    if missing:
+        raise DsrlError(f"{path} lacks {missing[:5]}; save it again with this lerobot")
+
+
 def _check_statistics(side: Any, keys: Sequence[str], path: Path) -> None:
     """lerobot leaves alone what it has no statistics for."""
     for step in side.steps:
@@ -232,8 +262,8 @@ def describe(policy: LerobotFlowPolicy) -> list[tuple[str, str]]:
     return [
         ("format", f"lerobot, {config.type}, computed by lerobot"),
         ("instruction", policy.task),
-        ("network", f"{config.vlm_model_name}, {parameters:,} parameters"),
-        ("sampler", f"Euler, {config.num_steps} steps"),
+        ("network", f"{parameters:,} parameters"),
+        ("sampler", f"Euler, {getattr(config, 'num_steps', None) or config.num_inference_steps} steps"),
     ]
 
 
