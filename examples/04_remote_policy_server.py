@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--host", default="localhost", help="0.0.0.0 is reached from other machines, without a password"
     )
+    parser.add_argument("--task", help="the instruction, where the policy reads one")
     parser.add_argument("--port", type=int, default=8765, help="0 takes a free one")
     parser.add_argument("--decisions", type=int, default=100, help="chunks to steer")
     parser.add_argument("--out", type=Path, default=Path("runs/remote_policy.zip"))
