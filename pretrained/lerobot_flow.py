@@ -92,7 +92,8 @@ class LerobotFlowPolicy(nn.Module):
         # clones: a processor that has nothing to do hands its input on, and the policy may write into it
         obs = {key: part.clone().unflatten(-1, shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
         batch = self._before({**obs, "task": [self.task] * len(cond)})
-        chunk = self._after(self.inner.predict_action_chunk(batch, noise=noise.to(self.device, torch.float32)))
+        inner: Any = self.inner
+        chunk = self._after(inner.predict_action_chunk(batch, noise=noise.to(self.device, torch.float32)))
         return chunk[:, : self.spec.n_action_steps].float()
 
     def sample(self, obs: Obs, noise: Tensor) -> Tensor:

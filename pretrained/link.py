@@ -136,7 +136,8 @@ class Link:
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
         from websockets.sync.client import connect
 
-        where, limits = self.address, {"open_timeout": self.open_timeout, "close_timeout": _CLOSE_TIMEOUT_S}
+        where = self.address
+        limits: dict[str, Any] = {"open_timeout": self.open_timeout, "close_timeout": _CLOSE_TIMEOUT_S}
         try:
             # no pings: a server that is busy denoising may not answer them; no proxy: the server is a neighbour
             connecting = connect(

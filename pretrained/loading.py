@@ -92,9 +92,9 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
         DsrlError: when it is missing, broken, unsafe or foreign.
     """
     found = Found(path)
-    if load.task:
-        raise DsrlError(f"{path} acts on no instruction; leave out --load.task")
     ours = load.format in FORMATS or (load.format == "auto" and _is_ours(found))
+    if load.task and ours:
+        raise DsrlError(f"{path} acts on no instruction; leave out --load.task")
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
     return find_format(found, formats, load.format).read(found, load)

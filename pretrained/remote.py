@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"^(?P<scheme>wss?):/{1,2}(?P<rest>[^/].*)$")  # a Path ha
 
 def is_address(path: str | Path) -> bool:
     """Whether it names a server instead of a place on the disk."""
-    return str(path).startswith(("ws:/", "wss:/"))
+    return re.match(r"^wss?:(/|$)", str(path)) is not None
 
 
 def connect(path: str | Path, load: LoadConfig) -> RemotePolicy:

@@ -54,7 +54,7 @@ class PolicyServer:
         self.hello = _hello_of(policy, max_batch)
         self._busy = threading.Lock()
         self._connections: set[Any] = set()
-        limits = {"max_size": MAX_MESSAGE_BYTES, "ping_interval": None, "close_timeout": 1.0}
+        limits: dict[str, Any] = {"max_size": MAX_MESSAGE_BYTES, "ping_interval": None, "close_timeout": 1.0}
         try:
             # no origins: a page in a browser of this machine must not use the policy
             self._server = listen(self._talk, host, port, compression=None, origins=[None], **limits)

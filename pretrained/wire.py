@@ -162,7 +162,7 @@ def hello_in(content: Mapping[str, Any]) -> Hello:
     Raises:
         Malformed: for another protocol version, or when it does not describe a policy.
     """
-    version = content.get("protocol")
+    version: Any = content.get("protocol")
     if version != PROTOCOL:
         where = "there" if _is_count(version, least=0) and version < PROTOCOL else "here"
         raise Malformed(f"it speaks version {version!r:.20} of the protocol, this dsrl {PROTOCOL}; update dsrl {where}")

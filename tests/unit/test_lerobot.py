@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dsrl.errors import DsrlError
 from dsrl.networks import ConditionalUnet1D
-from dsrl.pretrained import describe, load_policy
+from dsrl.pretrained import convert, describe, load_policy
 from dsrl.pretrained.loading import read_checkpoint
 from dsrl.pretrained.unet_keys import lerobot_name, unet_sizes, unet_weights
 
@@ -308,7 +308,9 @@ def test_keys_that_the_normalizer_leaves_out_are_left_alone(copy):
 def test_flow_policies_are_named(copy, kind):
     folder = copy()
     edit_json(folder / "config.json", lambda c: c.update(type=kind))
-    refused(folder, f"config.json is a LeRobot policy of type '{kind}', a flow policy.*not supported yet")
+    refused(folder, "acts on an instruction; say it as in --load.task")
+    with pytest.raises(DsrlError, match=f"config.json is a LeRobot policy of type '{kind}', a flow policy"):
+        convert(folder, folder / "converted")
 
 
 def test_other_policies_are_named(copy):
