@@ -398,27 +398,28 @@ def test_a_request_that_kills_the_server_is_not_sent_for_ever():
 
 
 def test_an_interrupted_request_leaves_no_answer_behind():
-    waiting, go_on = threading.Event(), threading.Event()
+    waiting, go_on, asked = threading.Event(), threading.Event(), []
 
     def slow(message):
+        asked.append(message)
         waiting.set()
         go_on.wait(5)
-        return pack({"array": array_out(torch.full((1, 4), float(len(unpack(message)["arrays"]["obs"]["data"]))))})
+        return pack({"array": array_out(torch.full((1, 4), float(len(asked))))})
 
     with foreign(pack(toy_hello()), slow) as address:
         remote = RemotePolicy(address, **FAST)
-        exchange = remote.link._connection.recv
+        receive = remote.link._connection.recv
 
         def interrupted(timeout):
             waiting.wait(5)
-            remote.link._connection.recv = exchange
+            remote.link._connection.recv = receive
             raise KeyboardInterrupt
 
         remote.link._connection.recv = interrupted
         with pytest.raises(KeyboardInterrupt):
             remote.encode(torch.zeros(1, 1, 4))
         go_on.set()
-        assert remote.encode(torch.zeros(1, 1, 4)).tolist() == [[16.0] * 4]
+        assert remote.encode(torch.zeros(1, 1, 4)).tolist() == [[2.0] * 4]
 
 
 # -- clients that do not behave ---------------------------------------------------------------------------------------
