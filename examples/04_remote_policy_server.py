@@ -26,14 +26,14 @@ from dsrl.pretrained.serve import serve
 
 @contextmanager
 def second_process(checkpoint: Path) -> Iterator[str]:
-    """The address that a server in another process prints; it is stopped afterwards, as by Ctrl-C."""
+    """The address that a server in another process prints; it is stopped afterwards."""
     command = [sys.executable, __file__, "--serve", "--port", "0", "--base-policy", str(checkpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(timeout=20) == 0, "the server did not end cleanly"
 
 
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/remote_policy.zip"))
     args = parser.parse_args()
     if args.serve:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
         policy = load_policy(args.base_policy, task=args.task)
         return serve(policy, args.host, args.port, ready=partial(print, flush=True))
 
