@@ -31,7 +31,7 @@ from dsrl.errors import DsrlError, nearest
 from dsrl.networks import build_denoiser
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.folders import read_json, read_tensors
-from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.native import plain, spec_from_dict, spec_to_dict, weights_sha256
 from dsrl.vision import VisionEncoder
@@ -92,11 +92,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when a file is missing or broken, or two of them contradict each other.
     """
-    if load.sampling_steps or load.config or load.normalization:
-        raise DsrlError(
-            f"{found.path} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
-            "--load.config and --load.normalization, or give them to dsrl convert"
-        )
+    refuse_side_files(found, load, sampled=True)
     path = found.path / POLICY
     _check_there(found.path, POLICY, NORMALIZER, SCHEDULER)
     content = _check_header(read_json(path), path)

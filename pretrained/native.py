@@ -30,7 +30,7 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
-from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.steered import SelectingPolicy, SteeredPolicy
@@ -80,11 +80,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when it is broken, unsafe, foreign or too new, or is asked for what our files do not have.
     """
-    if load.sampling_steps or load.config or load.normalization:
-        raise DsrlError(
-            f"{found.path} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
-            "--load.config and --load.normalization"
-        )
+    refuse_side_files(found, load, sampled=True)
     content = _check_header(found.read(), found.path)
     try:
         spec = spec_from_dict(content)

@@ -1,11 +1,11 @@
 """Our checkpoint is safe to read, and says what is wrong with a file."""
 
-import os
 import pickle
 from dataclasses import replace
 
 import pytest
 import torch
+from traps import Evil
 
 from dsrl.diffusion import DiffusionConfig, DiffusionPolicy
 from dsrl.env_spec import EnvSpec
@@ -16,16 +16,6 @@ from dsrl.pretrained.native import KINDS
 
 ENV = EnvSpec("robosuite", "Lift", {"horizon": 80}, {"physics_timestep": 0.005}, ("object", "eef"), 80, "1.5.2")
 SPEC = PolicySpec({"object": (2,), "eef": (3,)}, 3, 4, 4, env=ENV, provenance={"made by": "a test", "steps": 7})
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def make_policy(seed=0):
