@@ -34,6 +34,8 @@ class Checkpoint:
     """what somebody who looks into the file should know: what was missing, guessed or left out"""
     converted_from: str = ""
     """the format that it was before ``dsrl convert``; the policy stays the same to an agent"""
+    hash_of_weights: bool = False
+    """our files of version 1, and what was converted from them: agents know them by the hash of their weights"""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,10 @@ def _prove_deterministic(policy: FrozenPolicy, path: Path) -> None:
     spec = policy.spec
     obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)
     noise = torch.randn(2, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
-    first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    try:
+        first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    except Exception as error:  # of the arithmetic, or of another package
+        raise DsrlError(f"{path}: the policy cannot be sampled: {error!s:.200}") from error
     if not torch.isfinite(first).all():
         raise DsrlError(f"{path}: the policy answers with NaN")
     if not torch.equal(first, second):

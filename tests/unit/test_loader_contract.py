@@ -5,7 +5,7 @@ import torch
 from contract import FrozenPolicyContract, check_a_move
 from specimens import CONVERTED, FOREIGN, NATIVE, lay, load, settings_of, usual_inputs
 
-from dsrl.pretrained import convert, describe
+from dsrl.pretrained import DEFAULT_CHECKPOINT, convert, describe
 from dsrl.pretrained.loading import FORMATS
 
 CASES = [*NATIVE, *FOREIGN, *CONVERTED]
@@ -61,3 +61,12 @@ def test_a_converted_policy_plays_the_same_chunk(case, path, policy, tmp_path):
     assert spec == policy.spec == again.spec and list(again.spec.obs_shapes) == list(policy.spec.obs_shapes)
     obs, noise = usual_inputs(policy)
     assert torch.equal(again.sample(obs, noise), policy.sample(obs, noise))
+
+
+def test_no_two_policies_have_the_same_hash(tmp_path):
+    hashes = {}
+    for index, case in enumerate([*NATIVE, *FOREIGN]):
+        (tmp_path / str(index)).mkdir()
+        hashes[case] = load(case, lay(case, tmp_path / str(index))).spec.sha256
+    hashes["default"] = load("", DEFAULT_CHECKPOINT).spec.sha256
+    assert len(set(hashes.values())) == len(hashes), hashes
