@@ -30,14 +30,14 @@ def mutate(root: Path, rng: random.Random, trap: Path) -> str:
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
     path = rng.choice(files)
     kinds: dict[str, list[Bytes]] = {
-        ".json": [swap_values, swap_keys, drop_key, other_value, lambda data, rng: plant_in_json(data, rng, trap)],
-        ".yaml": [swap_lines, drop_line, lambda data, rng: plant_in_yaml(data, rng, trap)],
+        ".json": [*IN_JSON, lambda data, rng: plant_in_json(data, rng, trap)],
+        ".yaml": [swap_lines, drop_line, nudge_line, lambda data, rng: plant_in_yaml(data, rng, trap)],
         ".npz": [swap_records, drop_record, flip_inside, lambda data, rng: plant_in_npz(data, rng, trap)],
-        ".safetensors": [swap_values_of_header, swap_keys_of_header, drop_key_of_header, other_value_of_header],
+        ".safetensors": [swap_in_header, change_header],
     }
     for suffix in (".pt", ".pth", ".ckpt"):
-        kinds[suffix] = [swap_instructions, swap_instructions, other_number, flip_in_pickle, swap_records, drop_record]
-        kinds[suffix] += [flip_inside, lambda data, rng: plant_in_pickle(data, rng, trap)]
+        kinds[suffix] = [swap_instructions, other_number, nudge_number, change_text, flip_in_pickle, swap_records]
+        kinds[suffix] += [drop_record, flip_inside, lambda data, rng: plant_in_pickle(data, rng, trap)]
     change = rng.choice([flip_bit, flip_bit, truncate, wipe, *kinds[path.suffix]])
     path.write_bytes(change(path.read_bytes(), rng))
     return f"{change.__name__} in {path.name}"
@@ -145,10 +145,36 @@ def swap_instructions(data: bytes, rng: random.Random) -> bytes:
 
 def other_number(data: bytes, rng: random.Random) -> bytes:
     def change(content: bytes) -> bytes:
-        numbers = [(a, b) for a, b in _pushes(content) if content[a : a + 1] in (b"K", b"M", b"J", b"G")]
-        a, b = rng.choice(numbers)
+        a, b = rng.choice([(a, b) for a, b in _pushes(content) if content[a : a + 1] in (b"K", b"M", b"J", b"G")])
         value = rng.choice([0, 1, 2, 3, 7, 100, -1, 2**31 - 1])
         return content[:a] + b"J" + struct.pack("<i", value) + content[b:]
+
+    return _pickle_changed(data, change)
+
+
+def nudge_number(data: bytes, rng: random.Random) -> bytes:
+    """By one, what passes most checks; a truth value becomes the other one."""
+
+    def change(content: bytes) -> bytes:
+        a, b = rng.choice([(a, b) for a, b in _pushes(content) if content[a : a + 1] in (b"K", b"\x88", b"\x89")])
+        if content[a : a + 1] == b"K":
+            value = content[a + 1] + (rng.choice([-1, 1]) if 0 < content[a + 1] < 255 else 1 - content[a + 1] // 128)
+            return content[: a + 1] + bytes([value % 256]) + content[b:]
+        return content[:a] + bytes([0x88 + 0x89 - content[a]]) + content[b:]
+
+    return _pickle_changed(data, change)
+
+
+def change_text(data: bytes, rng: random.Random) -> bytes:
+    """A JSON text among the values, as robomimic has it; else one letter of a text."""
+
+    def change(content: bytes) -> bytes:
+        texts = [(a, b) for a, b in _pushes(content) if content[a : a + 1] == b"X"]
+        jsons = [(a, b) for a, b in texts if content[a + 5 : a + 6] == b"{"]
+        a, b = rng.choice(jsons or texts)
+        text = content[a + 5 : b]
+        text = rng.choice(IN_JSON)(text, rng) if jsons else flip_bit(text, rng) if text else b"x"
+        return content[:a] + b"X" + struct.pack("<I", len(text)) + text + content[b:]
 
     return _pickle_changed(data, change)
 
@@ -223,6 +249,22 @@ def other_value(data: bytes, rng: random.Random) -> bytes:
     return _json_changed(data, change)
 
 
+def nudge(data: bytes, rng: random.Random) -> bytes:
+    """A number by one, what passes most checks; a truth value becomes the other one."""
+
+    def change(content: Any) -> None:
+        places = [(holder, key) for holder, key in _places(content) if isinstance(holder[key], int | float)]
+        if places:
+            holder, key = rng.choice(places)
+            value = holder[key]
+            holder[key] = not value if isinstance(value, bool) else value + rng.choice([-1, 1])
+
+    return _json_changed(data, change)
+
+
+IN_JSON: list[Bytes] = [swap_values, swap_keys, drop_key, other_value, nudge, nudge]
+
+
 def plant_in_json(data: bytes, rng: random.Random, trap: Path) -> bytes:
     def change(content: Any) -> None:
         holder, key = rng.choice(_places(content))
@@ -237,21 +279,13 @@ def _header_changed(data: bytes, change: Bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
-def swap_values_of_header(data: bytes, rng: random.Random) -> bytes:
-    return _header_changed(data, swap_values, rng)
-
-
-def swap_keys_of_header(data: bytes, rng: random.Random) -> bytes:
+def swap_in_header(data: bytes, rng: random.Random) -> bytes:
     """Among them: two tensors of one shape."""
     return _header_changed(data, swap_keys, rng)
 
 
-def drop_key_of_header(data: bytes, rng: random.Random) -> bytes:
-    return _header_changed(data, drop_key, rng)
-
-
-def other_value_of_header(data: bytes, rng: random.Random) -> bytes:
-    return _header_changed(data, other_value, rng)
+def change_header(data: bytes, rng: random.Random) -> bytes:
+    return _header_changed(data, rng.choice(IN_JSON), rng)
 
 
 # -- YAML -------------------------------------------------------------------------------------------------------------
@@ -272,6 +306,17 @@ def swap_lines(data: bytes, rng: random.Random) -> bytes:
 def drop_line(data: bytes, rng: random.Random) -> bytes:
     lines = data.decode().splitlines()
     del lines[rng.randrange(len(lines))]
+    return "\n".join(lines).encode()
+
+
+def nudge_line(data: bytes, rng: random.Random) -> bytes:
+    """A whole number by one; a truth value becomes the other one."""
+    other = {"true": "false", "false": "true", "True": "False", "False": "True"}
+    lines = data.decode().splitlines()
+    ends = [(index, line.rpartition(": ")) for index, line in enumerate(lines)]
+    ends = [(index, parts) for index, parts in ends if parts[2].isdigit() or parts[2] in other]
+    index, (name, _, value) = rng.choice(ends)
+    lines[index] = f"{name}: {other.get(value) or int(value) + rng.choice([-1, 1])}"
     return "\n".join(lines).encode()
 
 
