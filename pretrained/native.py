@@ -106,7 +106,7 @@ def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
     if kind not in KINDS:
         raise DsrlError(f"{path} holds a policy of kind '{kind}'; known are {sorted(KINDS)}. Is this dsrl too old?")
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise DsrlError(
                 f"{path}: the tensor '{name}' holds NaN or infinite values; the training that wrote it failed"
             )
@@ -168,7 +168,7 @@ def weights_sha256(weights: Weights) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

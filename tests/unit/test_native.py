@@ -48,6 +48,7 @@ def refused(path, message):
 def test_everything_about_a_policy_survives(path):
     loaded = load_policy(path, device="cpu")
     assert replace(loaded.spec, sha256="") == SPEC
+    assert loaded.sampler.steps == make_policy().sampler.steps
     assert not loaded.training
     assert [p.name for p in path.parent.iterdir()] == ["lift.pt"]
 
