@@ -12,6 +12,7 @@ from dsrl.diffusion import DiffusionConfig, DiffusionPolicy, FlowConfig, FlowPol
 from dsrl.normalize import Normalizer
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import convert, load_policy, save_policy
+from dsrl.vision import image_keys
 
 GOLDEN = Path(__file__).with_name("golden")
 SPEC = PolicySpec(
@@ -37,12 +38,14 @@ FOREIGN = [
     *(f"robomimic/{name}" for name in ("ddim", "ddpm", "offset")),
     *(f"lerobot/{name}" for name in ("v033", "v044_min_max", "v044_quantiles")),
 ]
+SEEING = ["lerobot/v044_image"]
+"""with a ResNet, whose 45 MB are drawn"""
 CONVERTED = [
     f"diffusers/{case}"
     for case in (*NATIVE[2:4], "dppo/finetuned", "diffusion-policy/transformer_encoder", "robomimic/ddpm")
 ]
-_STEPS = {"dppo/plain_mlp": 5, "diffusion-policy/unet_ddpm": 8, "diffusion-policy/transformer_mlp": 7}
-_STEPS["robomimic/ddpm"] = 16  # all of them trained for DDPM
+_DDPM = ("dppo/plain_mlp", "diffusion-policy/unet_ddpm", "diffusion-policy/transformer_mlp", "robomimic/ddpm")
+_STEPS = dict.fromkeys(_DDPM, 3)
 
 
 def own_policy(case: str, spec: PolicySpec = SPEC) -> DiffusionPolicy | FlowPolicy:
@@ -74,6 +77,10 @@ def lay(case: str, folder: Path) -> Path:
     if kind == "dppo":
         shutil.copytree(GOLDEN / case, folder / name)
         return next((folder / name / "checkpoint").iterdir())
+    if case in SEEING:
+        from lerobot_images import write  # beside the unit tests
+
+        return write(name, folder / name)
     if kind == "lerobot":
         return Path(shutil.copytree(GOLDEN / case, folder / name))
     suffix = {"diffusion-policy": ".ckpt", "robomimic": ".pth"}[kind]
@@ -101,4 +108,6 @@ def usual_inputs(policy: FrozenPolicy, batch: int = 8) -> tuple[torch.Tensor, to
     """Observations as they are in the data of a policy that was loaded, and noise."""
     obs, noise = inputs(policy.spec, batch)
     normalizer: Normalizer = policy.obs_normalizer  # type: ignore[attr-defined]
+    if image_keys(policy.spec.obs_shapes):
+        return obs.clamp(0, 1), noise
     return (normalizer.offset + normalizer.scale * obs.clamp(-1, 1)).float(), noise

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from contract import FrozenPolicyContract, check_a_move
-from specimens import CONVERTED, FOREIGN, NATIVE, lay, load, settings_of, usual_inputs
+from specimens import CONVERTED, FOREIGN, NATIVE, SEEING, lay, load, settings_of, usual_inputs
 
 from dsrl.pretrained import DEFAULT_CHECKPOINT, convert, describe
 from dsrl.pretrained.loading import FORMATS
 
-CASES = [*NATIVE, *FOREIGN, *CONVERTED]
+CASES = [*NATIVE, *FOREIGN, *SEEING, *CONVERTED]
 
 
 @pytest.fixture(scope="module", params=CASES)
