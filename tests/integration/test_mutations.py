@@ -13,7 +13,7 @@ from dsrl.errors import DsrlError
 from dsrl.pretrained import load_policy
 from dsrl.pretrained.loading import FORMATS
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:invalid escape sequence")]
 
 CASES = {
     "dsrl/diffusion-mlp-epsilon": 500,
