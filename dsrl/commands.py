@@ -152,7 +152,7 @@ def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpe
     base = load_policy(facts["path"], **facts.get("load", {}), device=device)
     if base.spec.sha256 != facts["sha256"]:
         raise DsrlError(
-            f"{facts['path']} is no longer the base policy of this run: its weights hash to {base.spec.sha256[:12]}, "
+            f"{facts['path']} is no longer the base policy of this run: it hashes to {base.spec.sha256[:12]}, "
             f"the run steered {facts['sha256'][:12]}"
         )
     wanted, other = (folder.best, folder.final) if agent == "best" else (folder.final, folder.best)

@@ -44,7 +44,7 @@ class PolicySpec:
     env: EnvSpec | None = None
     """the environment that the policy was made for, if its file says so"""
     sha256: str = ""
-    """of the weights; an agent remembers it and refuses to steer another policy"""
+    """of weights, network, sampler and shapes; an agent remembers it and refuses to steer another policy"""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

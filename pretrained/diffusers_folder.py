@@ -31,9 +31,9 @@ from dsrl.errors import DsrlError, nearest
 from dsrl.networks import build_denoiser
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.folders import read_json, read_tensors
-from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
-from dsrl.pretrained.native import plain, spec_from_dict, spec_to_dict, weights_sha256
+from dsrl.pretrained.native import check_sizes, plain, spec_from_dict, spec_to_dict, weights_sha256
 from dsrl.vision import VisionEncoder
 
 VERSION = 1
@@ -44,7 +44,7 @@ _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 _FIELDS: dict[str, Any] = {
     "format": str, "version": int, "kind": str, "config": dict, "spec": dict, "env": (dict, type(None)),
-    "provenance": dict, "notes": list, "converted_from": str, "sha256": str,
+    "provenance": dict, "notes": list, "converted_from": str, "hash_of_weights": bool, "sha256": str,
 }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
         "provenance": plain(dict(checkpoint.spec.provenance)),
         "notes": list(checkpoint.notes),
         "converted_from": checkpoint.converted_from or checkpoint.format,
+        "hash_of_weights": checkpoint.hash_of_weights,
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     content["sha256"] = _seal(content, weights)
@@ -92,19 +93,16 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when a file is missing or broken, or two of them contradict each other.
     """
-    if load.sampling_steps or load.config or load.normalization:
-        raise DsrlError(
-            f"{found.path} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
-            "--load.config and --load.normalization, or give them to dsrl convert"
-        )
+    refuse_side_files(found, load, sampled=True)
     path = found.path / POLICY
     _check_there(found.path, POLICY, NORMALIZER, SCHEDULER)
     content = _check_header(read_json(path), path)
+    check_sizes(content, path)
     try:
         spec = spec_from_dict(content)
         scheduler = _scheduler(content["kind"], content["config"])
         networks = _networks(content["config"], spec)
-    except (DsrlError, LookupError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # a wrong setting fails in as many ways as there are settings
         raise DsrlError(f"{path}: its spec and config do not make a policy: {error}; convert it again") from error
     _check_there(found.path, *(f"{part}/{name}" for part in networks for name in (_CONFIG, _WEIGHTS)))
     settings = {"_class_name": type(scheduler).__name__, **scheduler.config}
@@ -129,6 +127,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         f"{content['version']}, converted from {content['converted_from']}",
         tuple(map(str, content["notes"])),
         content["converted_from"],
+        content["hash_of_weights"],
     )
 
 
@@ -165,7 +164,7 @@ def _check_there(folder: Path, *names: str) -> None:
 
 def _seal(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     """Hash of all that decides which chunk follows from which noise, and of what an agent knows the policy by."""
-    parts = [content[name] for name in ("kind", "config", "spec", "converted_from")]
+    parts = [content[name] for name in ("kind", "config", "spec", "converted_from", "hash_of_weights")]
     return hashlib.sha256(f"{json.dumps(parts)}{weights_sha256(weights)}".encode()).hexdigest()
 
 

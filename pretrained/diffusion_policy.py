@@ -22,14 +22,13 @@ from dsrl.networks import build_denoiser
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.allowlist import Node, StoredTensor, read_pickle
 from dsrl.pretrained.archive import TorchArchive
-from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.obs_keys import obs_shapes
 from dsrl.pretrained.scheduler import ddim_config
 from dsrl.pretrained.settings import Settings, plain
 from dsrl.transformer import causal_masks
 
-_SIZES = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
-"""of robosuite's observations; those of the objects depend on the task"""
 _ARGUMENTS = {
     *("_target_", "model", "noise_scheduler", "horizon", "obs_dim", "action_dim", "n_action_steps", "n_obs_steps"),
     *("num_inference_steps", "pred_action_steps_only", "use_clipped_model_output", "eta"),
@@ -67,10 +66,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when it is damaged, unsafe, of another policy, or contradicts itself.
     """
-    if load.config or load.normalization:
-        raise DsrlError(
-            f"{found.path} holds its config and its normaliser; leave out --load.config and --load.normalization"
-        )
+    refuse_side_files(found, load)
     path = found.path
     if found.is_folder:
         raise DsrlError(f"{path} is a folder; name one of the .ckpt files in it, such as checkpoints/latest.ckpt")
@@ -181,16 +177,9 @@ def _spec(settings: Settings, design: _Design) -> PolicySpec:
 
 
 def _obs_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
-    """The keys of the task, where their sizes follow from robosuite's; else one key, ``obs``, as theirs is called."""
-    total = settings.count("policy.obs_dim")
-    keys = settings.values.get("task", {}) if isinstance(settings.values.get("task"), Mapping) else {}
-    names = keys.get("obs_keys")
-    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-        sizes = [_SIZES.get(name.split("_", 1)[-1]) for name in names]
-        rest = total - sum(size or 0 for size in sizes)
-        if len(set(names)) == len(names) and sizes.count(None) == (rest > 0) and rest >= 0:
-            return {name: (size or rest,) for name, size in zip(names, sizes, strict=True)}
-    return {"obs": (total,)}
+    task = settings.values.get("task")
+    keys = task.get("obs_keys") if isinstance(task, Mapping) else None
+    return obs_shapes(keys, settings.count("policy.obs_dim"), "obs")
 
 
 def _provenance(settings: Settings) -> dict[str, Any]:

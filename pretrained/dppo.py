@@ -20,14 +20,13 @@ from dsrl.pretrained.dppo_files import Ranges, RunConfig, find_config, find_rang
 from dsrl.pretrained.dppo_networks import Network, contradiction, read_network
 from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
 from dsrl.pretrained.found import Found
+from dsrl.pretrained.obs_keys import obs_shapes
 
 _MODELS = ("DiffusionModel", "DiffusionEval", "PPODiffusion", "VPGDiffusion")
 """upstream's classes that sample as it is done here; the place of their modules changes between versions"""
 _FINE_TUNED = ("network", "actor", "actor_ft", "critic", "eta")
 _MAX = 10_000
 """noise levels, steps of a chunk: more is a slip of the pen"""
-_SIZES = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
-"""of robomimic's observations, less the number of the robot"""
 
 
 def detect(found: Found) -> bool:
@@ -217,21 +216,9 @@ def _read_spec(found: Found, run: RunConfig, network: Network, ranges: Ranges) -
     if not n_action_steps or n_action_steps > horizon:
         raise DsrlError(f"{run.path}: 'act_steps' is {n_action_steps}; it must be from 1 to horizon_steps, {horizon}")
     count = {name: found.content[name] for name in ("epoch", "itr") if isinstance(found.content.get(name), int)}
-    return PolicySpec(_obs_shapes(run, obs_dim), action_dim, horizon, n_action_steps, n_obs_steps, provenance=count)
-
-
-def _obs_shapes(run: RunConfig, obs_dim: int) -> dict[str, tuple[int, ...]]:
-    """robomimic's keys, where their sizes follow; else all in one, by upstream's name for it."""
     keys = run.known("env.wrappers.robomimic_lowdim.low_dim_keys")
-    whole: dict[str, tuple[int, ...]] = {"state": (obs_dim,)}
-    if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
-        return whole
-    sizes = {key: _SIZES.get(key.partition("_")[2]) if key.startswith("robot") else None for key in keys}
-    unknown = [key for key, size in sizes.items() if size is None]
-    rest = obs_dim - sum(size for size in sizes.values() if size is not None)
-    if len(sizes) < len(keys) or len(unknown) != (rest > 0) or rest < 0:
-        return whole
-    return {key: (rest if size is None else size,) for key, size in sizes.items()}
+    shapes = obs_shapes(keys, obs_dim, "state")
+    return PolicySpec(shapes, action_dim, horizon, n_action_steps, n_obs_steps, provenance=count)
 
 
 def _normalizers(ranges: Ranges) -> dict[str, Tensor]:

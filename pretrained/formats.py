@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,8 @@ class Checkpoint:
     """what somebody who looks into the file should know: what was missing, guessed or left out"""
     converted_from: str = ""
     """the format that it was before ``dsrl convert``; the policy stays the same to an agent"""
+    hash_of_weights: bool = False
+    """our files of version 1, and what was converted from them: agents know them by the hash of their weights"""
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,42 @@ def ddim_steps_of(found: Found, load: LoadConfig, *, train_steps: int, own: int 
     if steps > train_steps:
         raise DsrlError(f"{steps} sampling steps do not fit into the {train_steps} noise levels of {found.path}")
     return steps
+
+
+def refuse_side_files(found: Found, load: LoadConfig, *, sampled: bool = False) -> None:
+    """For formats that need no files beside them.
+
+    Args:
+        found: for error messages.
+        load: as it was asked for.
+        sampled: whether the number of sampling steps is settled, too.
+
+    Raises:
+        DsrlError: when a setting was given that the checkpoint has itself.
+    """
+    if load.config or load.normalization or (sampled and load.sampling_steps):
+        what, flag = ("sampled and ", "--load.sampling-steps, ") if sampled else ("", "")
+        raise DsrlError(
+            f"{found.path} says itself how it is {what}normalised; leave out {flag}--load.config and "
+            "--load.normalization"
+        )
+
+
+def check_first_level(path: Path, setting: str, *, steps: int, train_steps: int, offset: int) -> None:
+    """Of leading spacing: level ``offset`` and every ``train_steps // steps`` above it.
+
+    Args:
+        path: of the file, for messages.
+        setting: where it says ``offset``.
+        steps: of the sampler.
+        train_steps: noise levels of the training.
+        offset: added to every level.
+
+    Raises:
+        DsrlError: when the first of them lies beyond the levels.
+    """
+    if (steps - 1) * (train_steps // steps) + offset >= train_steps:
+        raise DsrlError(
+            f"{path}: '{setting}' {offset} moves the first of {steps} steps beyond the {train_steps} noise levels; ask "
+            "for fewer with --load.sampling-steps"
+        )

@@ -17,7 +17,7 @@ from dsrl.config import LoadConfig
 from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.folders import read_json, read_tensors
-from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
+from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of, refuse_side_files
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.lerobot_config import ACTION, ENV, STATE, Features, read_features, read_settings
 from dsrl.pretrained.lerobot_stats import INSIDE, Side, from_processors, has_processors, inside_weights
@@ -53,8 +53,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
         DsrlError: when a file is missing, broken, or asks for what is not supported, each by name.
     """
     folder, path = found.path, found.path / "config.json"
-    if load.config or load.normalization:
-        raise DsrlError(f"{folder} says itself how it is normalised; leave out --load.config and --load.normalization")
+    refuse_side_files(found, load)
     if not found.is_folder:
         raise DsrlError(f"{folder} is a file; a policy of LeRobot is a folder with config.json and model.safetensors")
     config = read_json(path)

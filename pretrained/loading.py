@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from dsrl.config import LoadConfig
 from dsrl.device import auto_device
@@ -27,6 +30,7 @@ from dsrl.pretrained.formats import Checkpoint, Format, find_format
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.live import Live
 from dsrl.pretrained.plugins import plugin_formats
+from dsrl.sampler import Sampler
 
 _MODULES = (native, dppo, diffusion_policy, robomimic, lerobot, diffusers_folder)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
@@ -130,15 +134,35 @@ def spelled(path: str | Path) -> str:
 
 
 @torch.no_grad()
-def _prove_deterministic(policy: FrozenPolicy, path: str) -> None:
-    """Steering chooses the noise, so nothing else may be random."""
+def _prove_deterministic(policy: Any, path: str) -> None:
+    """Steering chooses the noise, so nothing else may be random; in any step of a sampler it would show."""
     spec = policy.spec
-    obs = torch.zeros(2, spec.n_obs_steps, spec.obs_dim, device=policy.device)
-    noise = torch.randn(2, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
-    first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    obs = torch.zeros(1, spec.n_obs_steps, spec.obs_dim, device=policy.device)
+    noise = torch.randn(1, *spec.noise_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    try:
+        with _first_and_last_step(policy):
+            first, second = policy.sample(obs, noise), policy.sample(obs, noise)
+    except DsrlError:
+        raise
+    except Exception as error:  # of the arithmetic, or of another package
+        raise DsrlError(f"{path}: the policy cannot be sampled: {error!s:.200}") from error
     if not torch.isfinite(first).all():
         raise DsrlError(f"{path}: the policy answers with NaN")
     if not torch.equal(first, second):
         raise DsrlError(
             f"{path}: the same noise gave two different chunks; a policy must be deterministic to be steered"
         )
+
+
+@contextmanager
+def _first_and_last_step(policy: nn.Module) -> Iterator[None]:
+    """A large network that is evaluated 100 times would take longer than all the rest of loading."""
+    modules: list[Any] = [each for each in policy.modules() if isinstance(getattr(each, "sampler", None), Sampler)]
+    samplers = [module.sampler for module in modules]
+    try:
+        for module, sampler in zip(modules, samplers, strict=True):
+            module.sampler = Sampler((sampler.steps[0], sampler.steps[-1]), sampler.final_clip)
+        yield
+    finally:
+        for module, sampler in zip(modules, samplers, strict=True):
+            module.sampler = sampler

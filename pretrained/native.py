@@ -2,10 +2,11 @@
 
 ::
 
-    {"format": "dsrl", "version": 1, "kind": "diffusion", "config": {...}, "spec": {...},
+    {"format": "dsrl", "version": 2, "kind": "diffusion", "config": {...}, "spec": {...},
      "env": robomimic's env_args or None, "weights": state_dict, "provenance": {...}}
 
-Only tensors and plain values; it is read with ``torch.load(weights_only=True)``, so no file can run code.
+Only tensors and plain values; it is read with ``torch.load(weights_only=True)``, so no file can run code. Version 1 is
+the same, but its policies are known by the hash of their weights alone.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy, PolicySpec
-from dsrl.pretrained.formats import Checkpoint, Format
+from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.steered import SelectingPolicy, SteeredPolicy
 
-VERSION = 1
+VERSION = 2
+_MOST = {"train_steps": 10_000, "sampling_steps": 10_000, "n_layers": 1_000, "n_cond_layers": 1_000}
 _FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
 
 Weights = Mapping[str, Tensor]
@@ -80,18 +82,21 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when it is broken, unsafe, foreign or too new, or is asked for what our files do not have.
     """
-    if load.sampling_steps or load.config or load.normalization:
-        raise DsrlError(
-            f"{found.path} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
-            "--load.config and --load.normalization"
-        )
+    refuse_side_files(found, load, sampled=True)
     content = _check_header(found.read(), found.path)
+    check_sizes(content, found.path)
     try:
         spec = spec_from_dict(content)
     except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DsrlError(f"{found.path}: its spec is not that of a policy: {error}") from error
     return Checkpoint(
-        content["kind"], content["config"], spec, content["weights"], FORMAT.name, str(content["version"])
+        content["kind"],
+        content["config"],
+        spec,
+        content["weights"],
+        FORMAT.name,
+        str(content["version"]),
+        hash_of_weights=content["version"] == 1,
     )
 
 
@@ -101,7 +106,7 @@ def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
     if kind not in KINDS:
         raise DsrlError(f"{path} holds a policy of kind '{kind}'; known are {sorted(KINDS)}. Is this dsrl too old?")
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise DsrlError(
                 f"{path}: the tensor '{name}' holds NaN or infinite values; the training that wrote it failed"
             )
@@ -109,10 +114,33 @@ def build_policy(checkpoint: Checkpoint, path: Path) -> nn.Module:
         spec = replace(checkpoint.spec, sha256=_identity(checkpoint))
         with _SkipInit():
             policy = KINDS[kind](checkpoint.config, spec, weights)
-    except (DsrlError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # a wrong setting fails in as many ways as there are settings
         raise DsrlError(f"{path}: spec and config do not make a {kind} policy: {error}") from error
     _load_weights(policy, weights, path)
     return policy.eval().requires_grad_(False)
+
+
+def check_sizes(content: Mapping[str, Any], path: Path) -> None:
+    """Before anything is built: a slip of the pen must neither fill the memory nor compute for hours.
+
+    Raises:
+        DsrlError: naming the first number in ``config`` or ``spec`` that is too large.
+    """
+
+    def walk(value: Any, name: str, depth: int = 0) -> None:
+        if depth > 50:
+            raise DsrlError(f"{path}: its config contains itself, or is none that dsrl wrote")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, str(key), depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item, name, depth + 1)
+        elif isinstance(value, int) and name != "seed" and abs(value) > (most := _MOST.get(name, 100_000)):
+            raise DsrlError(f"{path}: '{name}' is {value}, which is more than {most}; was it edited by hand?")
+
+    for part in ("config", "spec"):
+        walk(content[part], part)
 
 
 class _SkipInit(TorchFunctionMode):
@@ -125,12 +153,13 @@ class _SkipInit(TorchFunctionMode):
 
 
 def _identity(checkpoint: Checkpoint) -> str:
-    """Of the weights; in a foreign format of the config too, because the sampler is part of the policy."""
+    """Of all that makes a chunk out of observations and noise: weights, network, sampler, shapes and their order."""
     digest = weights_sha256(checkpoint.weights)
-    if (checkpoint.converted_from or checkpoint.format) == FORMAT.name:
+    if checkpoint.hash_of_weights:
         return digest
-    config = json.dumps(plain(dict(checkpoint.config)), sort_keys=True)
-    return hashlib.sha256(f"{digest}{config}".encode()).hexdigest()
+    spec = spec_to_dict(checkpoint.spec) | {"obs_shapes": list(checkpoint.spec.obs_shapes.items())}
+    rest = json.dumps(plain([checkpoint.kind, dict(checkpoint.config), spec]), sort_keys=True)
+    return hashlib.sha256(f"{digest}{rest}".encode()).hexdigest()
 
 
 def weights_sha256(weights: Weights) -> str:
@@ -139,7 +168,7 @@ def weights_sha256(weights: Weights) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -147,11 +176,18 @@ def weights_sha256(weights: Weights) -> str:
 
 
 def _build_diffusion(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    _check_noise(spec)
     return DiffusionPolicy.from_config(config, spec)
 
 
 def _build_flow(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    _check_noise(spec)
     return FlowPolicy.from_config(config, spec)
+
+
+def _check_noise(spec: PolicySpec) -> None:
+    if spec.noise_shape != (spec.horizon, spec.action_dim):
+        raise ValueError(f"noise of shape {spec.noise_shape} is no chunk of {spec.horizon} x {spec.action_dim}")
 
 
 def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
@@ -194,13 +230,14 @@ def _check_header(checkpoint: Any, path: Path) -> dict[str, Any]:
             "written by `dsrl pretrain` or dsrl.save_policy."
         )
     version = checkpoint.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise DsrlError(f"{path} has format version {version}, this dsrl reads up to {VERSION}; update dsrl-steering")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise DsrlError(f"{path} has format version {version}, this dsrl reads 1 to {VERSION}; update dsrl-steering")
     for name, kind in _FIELDS.items():
         if not isinstance(checkpoint.get(name), kind):
             raise DsrlError(f"{path} lacks '{name}' (found: {sorted(checkpoint)}); was it edited by hand?")
-    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["weights"].values()):
-        raise DsrlError(f"{path}: 'weights' must hold tensors only")
+    for name, tensor in checkpoint["weights"].items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise DsrlError(f"{path}: 'weights' must hold plain tensors only, but '{name}' is none")
     return checkpoint
 
 
@@ -239,10 +276,20 @@ def spec_to_dict(spec: PolicySpec) -> dict[str, Any]:
 
 
 def spec_from_dict(checkpoint: Mapping[str, Any]) -> PolicySpec:
-    """From the entries ``spec``, ``env`` and ``provenance`` of a checkpoint."""
+    """From the entries ``spec``, ``env`` and ``provenance`` of a checkpoint.
+
+    Raises:
+        ValueError: for a size that is none; other kinds of errors for other things that are no spec.
+    """
     values = dict(checkpoint["spec"])
     values["obs_shapes"] = {key: tuple(shape) for key, shape in values["obs_shapes"].items()}
     values["noise_shape"] = tuple(values.get("noise_shape", ()))
+    numbers = [(name, value) for name, value in values.items() if name not in ("obs_shapes", "noise_shape")]
+    numbers += [("noise_shape", size) for size in values["noise_shape"]]
+    numbers += [(key, size) for key, shape in values["obs_shapes"].items() for size in shape]
+    for name, number in numbers:
+        if type(number) is not int or number < (name != "action_start"):
+            raise ValueError(f"'{name}' is {number!r:.60}, expected a whole number above 0")
     env = checkpoint.get("env")
     return PolicySpec(
         **values,

@@ -24,7 +24,7 @@ from dsrl.config import LoadConfig
 from dsrl.env_spec import EnvSpec, known_families
 from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
-from dsrl.pretrained.formats import Checkpoint, Format, ddim_steps_of
+from dsrl.pretrained.formats import Checkpoint, Format, check_first_level, ddim_steps_of, refuse_side_files
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.robomimic_config import config_of, flag_at, integer_at, value_at
 from dsrl.pretrained.robomimic_vision import PREFIX as _VISION
@@ -49,8 +49,7 @@ def read(found: Found, load: LoadConfig) -> Checkpoint:
     Raises:
         DsrlError: when it is broken, holds another algorithm than diffusion policy, or one that is not supported.
     """
-    if load.config or load.normalization:
-        raise DsrlError(f"{found.path} holds its config and statistics; leave out --load.config, --load.normalization")
+    refuse_side_files(found, load)
     content = found.read()
     if not isinstance(content, dict) or not detect(found):
         raise DsrlError(f"{found.path} is no robomimic checkpoint: it lacks 'model' or 'algo_name'")
@@ -211,11 +210,8 @@ def _sampler(found: Found, config: Any, load: LoadConfig) -> tuple[dict[str, Any
             # robomimic trains on the noise whatever prediction_type says, so another one contradicts the weights
             raise DsrlError(f"{found.path}: 'config.algo.{name}.{setting}' is {value!r:.60}; known: {', '.join(known)}")
     offset = integer_at(found, config, "algo.ddim.steps_offset", low=0) if name == "ddim" else 0
-    if (steps - 1) * (train_steps // steps) + offset >= train_steps:
-        raise DsrlError(
-            f"{found.path}: {steps} sampling steps of {train_steps} levels leave no room for steps_offset {offset}; "
-            "choose other ones with --load.sampling-steps"
-        )
+    setting = f"config.algo.{name}.steps_offset"
+    check_first_level(found.path, setting, steps=steps, train_steps=train_steps, offset=offset)
     sampler = {
         "train_steps": train_steps,
         "beta_schedule": value_at(found, config, f"algo.{name}.beta_schedule"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from dsrl.config import LoadConfig
 from dsrl.errors import DsrlError
-from dsrl.pretrained.formats import ddim_steps_of
+from dsrl.pretrained.formats import check_first_level, ddim_steps_of
 from dsrl.pretrained.found import Found
 from dsrl.pretrained.settings import Settings
 
@@ -54,11 +54,9 @@ def ddim_config(settings: Settings, found: Found, load: LoadConfig) -> dict[str,
         own = train_steps if given is None else settings.count("policy.num_inference_steps")
     steps = ddim_steps_of(found, load, train_steps=train_steps, own=own, sampler="DDPM")
     offset = settings.count(f"{name}.steps_offset", 0, least=0, most=1)
-    if config["timestep_spacing"] == "leading" and (steps - 1) * (train_steps // steps) + offset >= train_steps:
-        raise DsrlError(
-            f"{found.path}: '{name}.steps_offset' {offset} moves the first of {steps} steps beyond the {train_steps} "
-            "noise levels; ask for fewer with --load.sampling-steps"
-        )
+    if config["timestep_spacing"] == "leading":
+        setting = f"{name}.steps_offset"
+        check_first_level(found.path, setting, steps=steps, train_steps=train_steps, offset=offset)
     return {
         **config,
         "train_steps": train_steps,

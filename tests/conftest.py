@@ -15,6 +15,7 @@ from dsrl.run import RunFolder
 from dsrl.wrappers import toy
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("contract")
 
 
 @pytest.fixture

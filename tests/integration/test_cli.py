@@ -1,7 +1,6 @@
 """Bad input gives one clear message, and whatever was learned survives an interruption."""
 
 import csv
-import os
 import pickle
 import resource
 import shutil
@@ -14,6 +13,7 @@ import h5py
 import pytest
 import torch
 from conftest import dsrl_command, quiet
+from traps import Evil
 
 from dsrl.pretrained import load_policy
 
@@ -22,16 +22,6 @@ pytestmark = [pytest.mark.integration]
 LEARN = ["--warmup-episodes", 8, "--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
 LEARN += ["--final-repeats", 1, "--probe-episodes", 0, "--hidden-dims", 32, 32, "--device", "cpu"]
 LEARN += ["--na.updates-per-env-step", 0.25, "--na.fit-updates", 20, "--na.fit-actor-updates", 20]
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, trap):
-        self.trap = trap
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trap}",)
 
 
 def refused(done, *words, code=2):

@@ -1,6 +1,5 @@
 """Golden run folders of DPPO, whole or to be damaged."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -65,11 +64,11 @@ class Run:
             self.load(**more)
 
 
-class Evil:
-    """Unpickling it would create a file."""
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run", "mlp")
 
-    def __init__(self, path):
-        self.path = path
 
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
+@pytest.fixture
+def make_run(tmp_path):
+    return lambda case: Run(tmp_path / case, case)

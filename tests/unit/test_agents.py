@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import pickle
 import zipfile
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from traps import Evil
 
 from dsrl.actor_file import actor_from_state, read_actor
 from dsrl.agents import NEVER, build_sac
@@ -159,16 +159,6 @@ def rewritten(path, member: str, content: bytes):
         for name, value in {**members, member: content}.items():
             archive.writestr(name, value)
     return path
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, trap):
-        self.trap = trap
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.trap}",)
 
 
 @pytest.mark.parametrize("member", ["policy.pth", "data"])

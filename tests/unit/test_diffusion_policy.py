@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from traps import Evil
 
 from dsrl.config import LoadConfig
 from dsrl.errors import DsrlError
@@ -332,16 +333,6 @@ def test_observations_without_known_sizes_stay_together(write):
 
 
 # -- files that would run code ----------------------------------------------------------------------------------------
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def at_top(payload, value):

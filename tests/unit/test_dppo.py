@@ -2,9 +2,11 @@
 
 import random
 
+import dppo_runs
 import pytest
 import torch
-from dppo_runs import CASES, GOLDEN, Evil, Run, checkpoint_in, expected, load_golden, steps_of
+from dppo_runs import CASES, GOLDEN, checkpoint_in, expected, load_golden, steps_of
+from traps import Evil
 
 from dsrl.errors import DsrlError
 from dsrl.pretrained import describe, load_policy, save_policy
@@ -13,16 +15,7 @@ from dsrl.pretrained.found import Found
 from dsrl.pretrained.loading import FORMATS
 
 ROBOT = {"robot0_eef_pos": (3,), "robot0_eef_quat": (4,), "robot0_gripper_qpos": (2,), "object": (14,)}
-
-
-@pytest.fixture
-def run(tmp_path):
-    return Run(tmp_path / "run", "mlp")
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    return lambda case: Run(tmp_path / case, case)
+run, make_run = dppo_runs.run, dppo_runs.make_run
 
 
 # -- what upstream plays ----------------------------------------------------------------------------------------------

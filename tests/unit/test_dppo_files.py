@@ -2,20 +2,14 @@
 
 import shutil
 
+import dppo_runs
 import numpy as np
 import pytest
 import torch
-from dppo_runs import GOLDEN, Evil, Run, expected, load_golden
+from dppo_runs import GOLDEN, expected, load_golden
+from traps import Evil
 
-
-@pytest.fixture
-def run(tmp_path):
-    return Run(tmp_path / "run", "mlp")
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    return lambda case: Run(tmp_path / case, case)
+run, make_run = dppo_runs.run, dppo_runs.make_run
 
 
 # -- YAML -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Diffusion Policy folders of LeRobot: they answer as in LeRobot, and say what is wrong with them."""
 
 import json
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from traps import Evil
 
 from dsrl.errors import DsrlError
 from dsrl.networks import ConditionalUnet1D
@@ -493,15 +495,8 @@ def test_a_truncated_file_is_named(copy, name, share):
 
 
 def test_a_pickle_instead_of_safetensors_runs_nothing(copy, tmp_path):
-    import os
-    import pickle
-
-    class Evil:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'created'}",)
-
     folder = copy()
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil(tmp_path / "created")))
     refused(folder, "model.safetensors is truncated or no safetensors file")
     assert not (tmp_path / "created").exists()
 

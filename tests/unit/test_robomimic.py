@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from traps import Evil
 
 from dsrl.errors import DsrlError
 from dsrl.pretrained import describe, load_policy
@@ -132,7 +133,7 @@ BAD = {
     "config/algo/ddim/num_inference_timesteps": (101, "num_inference_timesteps' is 101, .* from 1 to 100"),
     "config/algo/ddim/prediction_type": ("sample", "prediction_type' is 'sample'; known: epsilon"),
     "config/algo/ddim/beta_schedule": ("cosine", "beta_schedule' is 'cosine'; known: squaredcos_cap_v2"),
-    "config/algo/ddim/steps_offset": (10, "no room for steps_offset 10"),
+    "config/algo/ddim/steps_offset": (10, "'config.algo.ddim.steps_offset' 10 moves the first of 10"),
     "config/algo/horizon/action_horizon": (16, "no 16 action steps from step 1"),
     "config/algo/horizon/prediction_horizon": (15, "halves the horizon"),
     "config/algo/horizon/observation_horizon": (1, "reads 14 numbers .* 1 steps of .* are 7"),
@@ -200,16 +201,6 @@ def test_a_flipped_bit_is_noticed(tmp_path, place):
         data[data.index(archive.read(record), record.header_offset) + 2] ^= 64
     (tmp_path / "flipped.pth").write_bytes(data)
     refused(tmp_path / "flipped.pth", "flipped.pth is damaged: the checksum of ddim/data/.* is wrong; copy")
-
-
-class Evil:
-    """Unpickling it would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 @pytest.mark.parametrize("where", ["variable_state", "config", "env_metadata", "obs_normalization_stats"])
