@@ -37,6 +37,19 @@ class Step(NamedTuple):
     sigma: float
     """how much of the noise"""
 
+    @property
+    def noise_level(self) -> float:
+        """``sigma / (alpha + sigma)``, a function of the ratio of the two alone; the ``sigma`` of a rectified flow."""
+        return self.sigma / (self.alpha + self.sigma)
+
+    def unclipped(self) -> Step:
+        """The same step without a bound."""
+        if self.bound is None:
+            return self
+        y_x, y_m = (0.0, 1.0) if self.y_m is None else (1.0, self.y_m)
+        x_x, x_m = self.x_x + self.x_y * y_x, self.x_m + self.x_y * y_m
+        return self._replace(y_m=None, bound=None, x_y=0.0, x_x=x_x, x_m=x_m)
+
 
 Predictor = Callable[[int, Tensor], Tensor]
 """``(index of the step, (B, Tp * Da)) -> (B, Tp * Da)``: what a network predicts for its condition"""
