@@ -169,6 +169,7 @@ class GuidedSampler:
     def __call__(self, reference: Branch, conditional: Branch, noise: Tensor, weight: Weight | None = None) -> Tensor:
         """``(B, Tp, Da)`` -> ``(B, Tp, Da)``, without gradients; ``weight`` overrides that of the guidance."""
         weight = self.guidance.weight if weight is None else weight
+        weight = weight if isinstance(weight, Tensor) else check_weight(weight)
         weights = [self.guidance.weight_at(step.noise_level, weight) for step in self.sampler.steps]
         if _all(weights, 0.0):
             return self.sampler(*reference, noise)

@@ -252,6 +252,12 @@ def test_impossible_guidance_is_refused(options, message):
         Guidance(**options)
 
 
+def test_a_negative_weight_is_refused_at_call_time_too():
+    (sampler, prediction), branches = SAMPLERS["flow"], make_branches()
+    with pytest.raises(DsrlError, match="--guidance-weight is -1"):
+        GuidedSampler(sampler, Guidance(), prediction)(*branches, make_noise(), -1.0)
+
+
 def test_impossible_conversions_are_refused():
     sampler, _ = SAMPLERS["flow"]
     with pytest.raises(ValueError, match="where no signal is left"):
