@@ -17,11 +17,11 @@ from dsrl.errors import DsrlError, nearest
 from dsrl.networks import build_denoiser
 from dsrl.normalize import Normalizer
 from dsrl.policy import Obs, PolicySpec, concat_obs
-from dsrl.sampler import Sampler, ddim_steps, flow_steps
+from dsrl.sampler import Prediction, Sampler, ddim_steps, flow_steps
 from dsrl.vision import VisionEncoder
 
 Config = TypeVar("Config")
-Policy = TypeVar("Policy", bound="_ChunkPolicy")
+Policy = TypeVar("Policy", bound="ChunkPolicy")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class DiffusionConfig:
     """recompute the noise from the clipped estimate"""
     final_clip: float | None = None
     """half-width of a box around the finished chunk, in normalised actions"""
+    label_dim: int = 0
+    """numbers that the network is told beside every observation"""
 
 
 @dataclass(frozen=True)
@@ -86,19 +88,30 @@ class FlowConfig:
     """keep the chunk inside the box"""
     clip_sample_range: float = 1.0
     """half-width of that box, in normalised actions"""
+    label_dim: int = 0
+    """numbers that the network is told beside every observation"""
 
 
-class _ChunkPolicy(nn.Module):
-    """What diffusion and flow share: units, shapes, and the executed slice of the prediction."""
+class ChunkPolicy(nn.Module):
+    """What all of them share: units, shapes, and the executed slice of the prediction.
+
+    Args:
+        spec: shapes; ``noise_shape`` is ``(Tp, Da)``.
+        config: a dataclass with the arguments of the network, and how observations are normalised.
+        sampler: how the network makes a chunk of noise.
+        label_dim: numbers that the network is told beside every observation; zeros, unless :meth:`tell` says more.
+    """
 
     kind: str
 
-    def __init__(self, spec: PolicySpec, config: DiffusionConfig | FlowConfig, sampler: Sampler):
+    def __init__(self, spec: PolicySpec, config: Any, sampler: Sampler, label_dim: int = 0):
         super().__init__()
         self.spec = spec
         self.sampler = sampler
         self.vision = VisionEncoder(spec.obs_shapes, **config.vision) if config.vision is not None else None
-        sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
+        self.label_dim = label_dim
+        told_dim = self.cond_dim + spec.n_obs_steps * label_dim
+        sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": told_dim}
         self.denoiser = build_denoiser({**config.network, **sizes})
         vision = self.vision.config if self.vision else None
         self.config: Any = replace(config, network=self.denoiser.config, vision=vision)
@@ -146,6 +159,15 @@ class _ChunkPolicy(nn.Module):
         Raises:
             ValueError: when a shape differs.
         """
+        self.check_shapes(cond, noise)
+        return self.executed(self.sampler(self.denoiser, self.tell(cond), noise.to(cond)))
+
+    def check_shapes(self, cond: Tensor, noise: Tensor) -> None:
+        """Of what :meth:`decode` is given.
+
+        Raises:
+            ValueError: when one differs.
+        """
         spec = self.spec
         if noise.ndim != 3 or noise.shape[1:] != spec.noise_shape:
             expected = f"(B, {spec.horizon}, {spec.action_dim})"
@@ -156,9 +178,25 @@ class _ChunkPolicy(nn.Module):
             raise ValueError(
                 f"cond has shape {tuple(cond.shape)}, expected {(len(noise), self.cond_dim)}; it comes from encode(obs)"
             )
-        chunk = self.sampler(self.denoiser, cond, noise.to(cond))
-        executed = slice(spec.action_start, spec.action_start + spec.n_action_steps)
-        return self.action_normalizer.unnormalize(chunk[:, executed])
+
+    def executed(self, chunk: Tensor) -> Tensor:
+        """``(B, Tp, Da)``, normalised -> what is executed of it, ``(B, Ta, Da)`` in environment units."""
+        start = self.spec.action_start
+        return self.action_normalizer.unnormalize(chunk[:, start : start + self.spec.n_action_steps])
+
+    def tell(self, cond: Tensor, label: Tensor | None = None) -> Tensor:
+        """Put ``label (B, label_dim)``, or zeros, beside every observation in ``cond (B, cond_dim)``.
+
+        Raises:
+            ValueError: when the network takes no label of this length.
+        """
+        if label is None and not self.label_dim:
+            return cond
+        label = cond.new_zeros(len(cond), self.label_dim) if label is None else label.to(cond)
+        if label.shape != (len(cond), self.label_dim):
+            raise ValueError(f"label has shape {tuple(label.shape)}, the network takes {(len(cond), self.label_dim)}")
+        seen = rearrange(cond, "b (t d) -> b t d", t=self.spec.n_obs_steps)
+        return torch.cat([seen, label[:, None].expand(-1, self.spec.n_obs_steps, -1)], dim=-1).flatten(1)
 
     def sample(self, obs: Obs, noise: Tensor) -> Tensor:
         """``decode(encode(obs), noise)``."""
@@ -181,7 +219,7 @@ class _ChunkPolicy(nn.Module):
         return asdict(self.config)
 
 
-class DiffusionPolicy(_ChunkPolicy):
+class DiffusionPolicy(ChunkPolicy):
     """Denoising diffusion over action chunks (arXiv 2303.04137), sampled by DDIM with eta 0.
 
     Args:
@@ -193,7 +231,7 @@ class DiffusionPolicy(_ChunkPolicy):
 
     def __init__(self, spec: PolicySpec, config: DiffusionConfig):
         steps = ddim_steps(ddim_scheduler(config), config.sampling_steps, config.use_clipped_model_output)
-        super().__init__(spec, config, Sampler(steps, config.final_clip))
+        super().__init__(spec, config, Sampler(steps, config.final_clip), config.label_dim)
         self.train_scheduler = DDPMScheduler(**_schedule(config))
 
     @classmethod
@@ -201,13 +239,34 @@ class DiffusionPolicy(_ChunkPolicy):
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(DiffusionConfig, config))
 
-    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        return self.config.prediction_type
+
+    @property
+    def box(self) -> float | None:
+        """Half-width of what the finished chunk is kept in, in normalised actions."""
+        config = self.config
+        return config.clip_sample_range if config.final_clip is None and config.clip_sample else config.final_clip
+
+    def loss(
+        self,
+        obs: Obs,
+        chunk: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the prediction at random noise levels.
 
         Args:
             obs: ``(B, To, Do)`` in environment units.
             chunk: ``(B, Tp, Da)`` in environment units.
             generator: on the policy's device.
+            label: ``(B, label_dim)``, what the network is told.
+            weight: ``(B,)`` of each row in the mean.
         """
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -218,10 +277,10 @@ class DiffusionPolicy(_ChunkPolicy):
             "sample": lambda: x0,
             "v_prediction": lambda: self.train_scheduler.get_velocity(x0, noise, t),
         }[self.config.prediction_type]()
-        return nn.functional.mse_loss(self.denoiser(noisy, t, cond), target)
+        return weighted_error(self.denoiser(noisy, t, self.tell(cond, label)), target, weight)
 
 
-class FlowPolicy(_ChunkPolicy):
+class FlowPolicy(ChunkPolicy):
     """Rectified flow over action chunks (arXiv 2209.03003), sampled by Euler steps from sigma 1 to 0.
 
     Args:
@@ -233,21 +292,47 @@ class FlowPolicy(_ChunkPolicy):
 
     def __init__(self, spec: PolicySpec, config: FlowConfig):
         final_clip = config.clip_sample_range if config.clip_sample else None
-        super().__init__(spec, config, Sampler(flow_steps(flow_scheduler(config), config.sampling_steps), final_clip))
+        steps = flow_steps(flow_scheduler(config), config.sampling_steps)
+        super().__init__(spec, config, Sampler(steps, final_clip), config.label_dim)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> FlowPolicy:
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(FlowConfig, config))
 
-    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        return "flow"
+
+    @property
+    def box(self) -> float | None:
+        """Half-width of what the finished chunk is kept in, in normalised actions."""
+        return self.sampler.final_clip
+
+    def loss(
+        self,
+        obs: Obs,
+        chunk: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
-        velocity = self.denoiser(torch.lerp(x0, noise, sigma), sigma.flatten() * self.config.train_steps, cond)
-        return nn.functional.mse_loss(velocity, noise - x0)
+        told, time = self.tell(cond, label), sigma.flatten() * self.config.train_steps
+        return weighted_error(self.denoiser(torch.lerp(x0, noise, sigma), time, told), noise - x0, weight)
+
+
+def weighted_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error over ``(B, ...)``, every row times its weight ``(B,)``."""
+    if weight is None:
+        return nn.functional.mse_loss(prediction, target)
+    return (weight * (prediction - target).square().flatten(1).mean(dim=1)).mean()
 
 
 def ddim_scheduler(config: DiffusionConfig) -> DDIMScheduler:

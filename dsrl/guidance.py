@@ -15,17 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dsrl.errors import DsrlError
-from dsrl.sampler import Predictor, Sampler
-
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
-"""What a network predicts of ``x = alpha * x0 + sigma * eps``: ``eps``; ``x0``, as a denoiser of EDM does, whose alpha
-is 1 (arXiv 2206.00364); ``v = alpha * eps - sigma * x0``; or ``eps - x0``, the velocity of a rectified flow."""
+from dsrl.sampler import Prediction, Predictor, Sampler
 
 Weight = float | Tensor
 """One for all, or one per row, ``(B,)``."""

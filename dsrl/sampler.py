@@ -6,7 +6,7 @@ Schedules come from diffusers, so that a checkpoint means here what it means the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from dsrl.networks import MLPDenoiser, StagedDenoiser
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
+"""What a network predicts of ``x = alpha * x0 + sigma * eps``: ``eps``; ``x0``, as a denoiser of EDM does, whose alpha
+is 1 (arXiv 2206.00364); ``v = alpha * eps - sigma * x0``; or ``eps - x0``, the velocity of a rectified flow."""
 
 
 class Step(NamedTuple):

@@ -12,7 +12,7 @@ _LEVELS = {
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
           transitions labels""",
     1: "diffusion guidance values steered replay noise_policy",
-    2: "noise_losses demo_mix piloted",
+    2: "noise_losses demo_mix piloted awr cfgrl",
     3: "noise_aliased agents actor_file",
     4: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
     5: "cli commands",
