@@ -53,6 +53,8 @@ class LoadConfig:
     """the moving average, where there is one, or the raw weights"""
     sampling_steps: int | None = None
     """denoise with DDIM in this many steps, whatever the file says; that is another policy"""
+    guidance_weight: float | None = None
+    """of a guided policy: 0 is what it is guided away from, 1 plain conditioning; left out: what the file says"""
 
     def __post_init__(self) -> None:
         if self.sampling_steps is not None and self.sampling_steps < 1:

@@ -103,6 +103,10 @@ class ChunkPolicy(nn.Module):
     """
 
     kind: str
+    prediction: Prediction
+    """what the network predicts"""
+    box: float | None
+    """half-width of what the finished chunk is kept in, in normalised actions"""
 
     def __init__(self, spec: PolicySpec, config: Any, sampler: Sampler, label_dim: int = 0):
         super().__init__()
@@ -232,23 +236,17 @@ class DiffusionPolicy(ChunkPolicy):
     def __init__(self, spec: PolicySpec, config: DiffusionConfig):
         steps = ddim_steps(ddim_scheduler(config), config.sampling_steps, config.use_clipped_model_output)
         super().__init__(spec, config, Sampler(steps, config.final_clip), config.label_dim)
+        inside = config.clip_sample_range if config.clip_sample else None
+        self.prediction, self.box = (
+            self.config.prediction_type,
+            inside if config.final_clip is None else config.final_clip,
+        )
         self.train_scheduler = DDPMScheduler(**_schedule(config))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> DiffusionPolicy:
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(DiffusionConfig, config))
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the network predicts."""
-        return self.config.prediction_type
-
-    @property
-    def box(self) -> float | None:
-        """Half-width of what the finished chunk is kept in, in normalised actions."""
-        config = self.config
-        return config.clip_sample_range if config.final_clip is None and config.clip_sample else config.final_clip
 
     def loss(
         self,
@@ -294,21 +292,12 @@ class FlowPolicy(ChunkPolicy):
         final_clip = config.clip_sample_range if config.clip_sample else None
         steps = flow_steps(flow_scheduler(config), config.sampling_steps)
         super().__init__(spec, config, Sampler(steps, final_clip), config.label_dim)
+        self.prediction, self.box = "flow", final_clip
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> FlowPolicy:
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(FlowConfig, config))
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the network predicts."""
-        return "flow"
-
-    @property
-    def box(self) -> float | None:
-        """Half-width of what the finished chunk is kept in, in normalised actions."""
-        return self.sampler.final_clip
 
     def loss(
         self,

@@ -29,6 +29,7 @@ def load_policy(
     normalization: str | Path | None = None,
     weights: Literal["ema", "model"] = "ema",
     sampling_steps: int | None = None,
+    guidance_weight: float | None = None,
     device: str | torch.device = "auto",
 ) -> FrozenPolicy:
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
@@ -40,6 +41,7 @@ def load_policy(
         normalization: DPPO's ``normalization.npz``, when it does not lie beside the checkpoint.
         weights: the moving average, where there is one, or the raw weights.
         sampling_steps: denoise with DDIM in this many steps instead of what the file says. That is another policy.
+        guidance_weight: of a guided policy, instead of what its file says. That is another policy too.
         device: ``cpu``, ``cuda``, ``auto``.
 
     Raises:
@@ -52,6 +54,7 @@ def load_policy(
         normalization=Path(normalization) if normalization else None,
         weights=weights,
         sampling_steps=sampling_steps,
+        guidance_weight=guidance_weight,
     )
     path = checkpoint_path(Path(path))
     policy: Any = native.build_policy(read_checkpoint(path, load), path).to(target)
@@ -69,7 +72,10 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
     ours = load.format in FORMATS or (load.format == "auto" and _is_ours(found))
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
-    return find_format(found, formats, load.format).read(found, load)
+    checkpoint = find_format(found, formats, load.format).read(found, load)
+    if load.guidance_weight is None:
+        return checkpoint
+    return native.with_guidance_weight(checkpoint, load.guidance_weight, path)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dsrl.actor import NoiseActor
+from dsrl.awr import GaussianPolicy
+from dsrl.cfgrl import GuidedPolicy
 from dsrl.config import LoadConfig
 from dsrl.critics import CriticEnsemble
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
@@ -127,10 +129,26 @@ class _SkipInit(TorchFunctionMode):
 def _identity(checkpoint: Checkpoint) -> str:
     """Of the weights; in a foreign format of the config too, because the sampler is part of the policy."""
     digest = weights_sha256(checkpoint.weights)
-    if (checkpoint.converted_from or checkpoint.format) == FORMAT.name:
+    native = (checkpoint.converted_from or checkpoint.format) == FORMAT.name
+    if native and "guidance" not in checkpoint.config:  # with another weight of the guidance it is another policy
         return digest
     config = json.dumps(plain(dict(checkpoint.config)), sort_keys=True)
     return hashlib.sha256(f"{digest}{config}".encode()).hexdigest()
+
+
+def with_guidance_weight(checkpoint: Checkpoint, weight: float, path: Path) -> Checkpoint:
+    """The same policy, guided with another weight.
+
+    Raises:
+        DsrlError: when it is not guided.
+    """
+    if "guidance" not in checkpoint.config:
+        raise DsrlError(
+            f"--load.guidance-weight is {weight}, but {path} holds a policy of kind '{checkpoint.kind}', which is not "
+            "guided; leave it out"
+        )
+    guidance = {**checkpoint.config["guidance"], "weight": weight}
+    return replace(checkpoint, config={**checkpoint.config, "guidance": guidance})
 
 
 def weights_sha256(weights: Weights) -> str:
@@ -154,9 +172,18 @@ def _build_flow(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -
     return FlowPolicy.from_config(config, spec)
 
 
+def _build_gaussian(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    return GaussianPolicy.from_config(config, spec)
+
+
+def _build_guided(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    base: Any = KINDS[config["base"]["kind"]](config["base"]["config"], spec, _of_base(weights))
+    return GuidedPolicy.from_config(config, base)
+
+
 def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
     inner = config["base"]
-    base_weights = {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+    base_weights = _of_base(weights)
     base_spec = replace(
         spec, noise_shape=tuple(inner["noise_shape"]), sha256=weights_sha256(base_weights), provenance={}
     )
@@ -169,6 +196,10 @@ def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights
     return steered
 
 
+def _of_base(weights: Weights) -> dict[str, Tensor]:
+    return {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+
+
 def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
     return ToyPolicy()
 
@@ -177,6 +208,8 @@ def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) ->
 KINDS: dict[str, Builder] = {
     "diffusion": _build_diffusion,
     "flow": _build_flow,
+    "gaussian": _build_gaussian,
+    "guided": _build_guided,
     "steered": _build_steered,
     "selecting": _build_steered,
     "toy": _build_toy,
