@@ -352,6 +352,40 @@ def test_the_sampler_does_not_draw_from_the_tilted_density_where_the_spreads_dif
     assert math.isnan(wanted) == (std > 1 and weight == 3.0)
 
 
+class AboveHalf(Gaussian):
+    """``N(0, 1)`` given that it is above 0.5: what a policy does where only those actions are called good."""
+
+    def __init__(self):
+        super().__init__(0.0, 1.0)
+
+    def forward(self, x, t, cond):
+        sigma = t / 1000
+        alpha = 1 - sigma
+        # x0 given x is N(alpha x, sigma^2) / (alpha^2 + sigma^2), cut off at 0.5
+        spread = sigma / (alpha**2 + sigma**2) ** 0.5
+        centre = alpha * x / (alpha**2 + sigma**2)
+        x0 = centre + spread * mills((0.5 - centre) / spread)
+        return (x - alpha * x0) / sigma - x0
+
+
+def mills(z):
+    """Density over upper tail of ``N(0, 1)``: the mean of what lies above ``z``."""
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(z / math.sqrt(2))
+
+
+def test_of_a_hard_label_every_weight_means_the_same_density_but_not_the_same_samples():
+    """Tilting by ``1[a > 0.5]^w`` is the same for every w > 0; what a larger w adds is the sampler's doing alone."""
+    draws = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
+    noise, cond = torch.special.ndtri(draws).reshape(-1, 1, 1), torch.zeros(1000, C)
+    branches = Branch(Gaussian(0.0, 1.0), cond), Branch(AboveHalf(), cond)
+    guided = GuidedSampler(Sampler(flow_steps(FlowMatchEulerDiscreteScheduler(), 64)), Guidance(), "flow")
+    means = [float(guided(*branches, noise, weight).mean()) for weight in (1.0, 2.0, 3.0, 5.0)]
+    exact = float(mills(torch.tensor(0.5, dtype=torch.float64)))
+    assert exact == pytest.approx(1.141, abs=1e-3)
+    assert means[0] == pytest.approx(exact, abs=0.03)
+    assert means == pytest.approx([1.15, 1.63, 2.00, 2.62], abs=0.03)
+
+
 # -- what a product policy does to the return -------------------------------------------------------------------------
 
 
