@@ -117,6 +117,16 @@ def test_weight_0_is_the_policy_that_is_told_nothing_to_the_bit(kind, network):
     torch.testing.assert_close(guided.decode(cond, noise, rows), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("kind", ["flow", "diffusion"])
+def test_actions_stay_inside_the_data_at_any_weight(kind, inside):
+    guided = make_guided(kind, clip_inside=inside)
+    obs, noise = make_inputs(SPEC)
+    chunk = guided.sample(obs, 3 * noise, 300.0)
+    reach = ((chunk - guided.base.action_normalizer.offset) / guided.base.action_normalizer.scale).abs()
+    assert float(reach.max()) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_another_weight_is_another_policy_with_the_same_network():
     guided = make_guided(weight=3.0, interval=(0.1, 0.8))
     obs, noise = make_inputs(SPEC)

@@ -105,6 +105,15 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(terminated, value):
     assert learner.returns(data).tolist() == pytest.approx(expected, abs=0.02)
 
 
+def test_the_value_of_the_end_of_its_episode_stands_in_for_what_was_not_recorded():
+    data = cut_transitions(make_data(make_episode([1.0, 2.0]), make_episode([4.0] * 3, start=7)), Reader(), gamma=0.5)
+    learner = ImplicitQ(1, 2, ValuesConfig(hidden_dims=(16,)))
+    ends = learner.value(torch.tensor([[2.0], [10.0]])).tolist()
+    expected = [2 + 0.25 * ends[0], 2 + 0.5 * ends[0], *(7 + ends[1] / 8, 6 + ends[1] / 4, 4 + ends[1] / 2)]
+    assert learner.returns(data).tolist() == pytest.approx(expected)
+    assert abs(ends[0] - ends[1]) > 1e-3
+
+
 def test_chunks_are_discounted_by_the_env_steps_they_took():
     """Chunks of two steps of the same endless reward: ``(1 + gamma) / (1 - gamma^2)`` is the same value."""
     episode = make_episode([1.0] * 6)
