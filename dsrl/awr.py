@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsrl.diffusion import ChunkPolicy, read_config
+from dsrl.chunk_policy import ChunkPolicy, read_config
 from dsrl.mlp import GaussianActor
 from dsrl.policy import Obs, PolicySpec
 from dsrl.sampler import Sampler, Step
@@ -32,6 +32,8 @@ class GaussianConfig:
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"type": "gaussian"})
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    vision: Mapping[str, Any] | None = None
+    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
     obs_clip: float | None = 5.0
     """bound of the normalised observation, in standard deviations"""
     obs_double: bool = False
@@ -80,7 +82,7 @@ class GaussianPolicy(ChunkPolicy):
             generator: not used; every policy is trained by the same call.
             weight: ``(B,)`` of each row in the mean.
         """
-        mean, log_std = self.denoiser.moments(self.encode(obs))
+        mean, log_std = self.denoiser.moments(self.condition(obs))
         error = (self.action_normalizer.normalize(chunk) - mean) / log_std.exp()
         surprise = (0.5 * error.square() + log_std).flatten(1).mean(dim=1)
         return surprise.mean() if weight is None else (weight * surprise).mean()

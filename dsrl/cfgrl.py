@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsrl.diffusion import DiffusionPolicy, FlowPolicy, read_config
+from dsrl.chunk_policy import read_config
+from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.guidance import Branch, Guidance, GuidedSampler, Weight
 from dsrl.policy import Obs
 
