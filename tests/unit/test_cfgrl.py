@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import pytest
+import test_vision
 import torch
 from test_policy_contract import NETWORKS, SPEC, make_inputs, make_steered
 
@@ -162,6 +163,17 @@ def test_the_policy_that_is_told_nothing_can_be_kept_alone(tmp_path):
     assert torch.equal(loaded.sample(obs, noise), GuidedPolicy(base, Guidance()).sample(obs, noise, 0.0))
 
 
+def test_a_policy_that_sees_can_be_guided():
+    base = FlowPolicy(test_vision.SPEC, FlowConfig(NETWORKS["mlp"], test_vision.TINY, label_dim=LABEL_DIM))
+    guided, obs, noise = GuidedPolicy(base, Guidance(2.0)).freeze(), test_vision.make_obs(), test_vision.make_noise()
+    assert guided.cond_dim == base.cond_dim == 2 * (2 + 5 + 5 + 3)
+    assert guided.sample(obs, noise).shape == (3, 2, 2)
+    assert torch.equal(guided.sample(obs, noise, 0.0), base.sample(obs, noise))
+    chunk = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(3))
+    guided.requires_grad_(True).loss(obs, chunk, torch.ones(3)).backward()
+    assert all(parameter.grad is not None for parameter in base.vision.parameters())
+
+
 def test_a_network_that_takes_no_label_is_refused():
     with pytest.raises(ValueError, match="takes labels of 0 numbers, guidance needs 2"):
         GuidedPolicy(make_base(label_dim=0), Guidance())
@@ -224,13 +236,16 @@ def test_training_teaches_what_good_means(kind):
 # -- best of N --------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_of_n_is_the_favourite_of_the_critic():
+def test_the_best_of_n_is_the_favourite_of_the_critic(tmp_path):
     base, (obs, _) = make_base(label_dim=0).freeze(), make_inputs(SPEC)
     torch.manual_seed(1)
     critic = CriticEnsemble(base.cond_dim, 12, (16,)).requires_grad_(False)
     low, high = [-1.0] * 3, [0.8, 1.5, 9.0]
     noise = torch.randn(8, 5, 8 * 3, generator=torch.Generator().manual_seed(2))
-    chosen = best_of(base, critic, 5, low, high).sample(obs, noise)
+    best = best_of(base, critic, 5, low, high)
+    chosen = best.sample(obs, noise)
+    loaded = load_policy(save_policy(best, tmp_path / "best.pt"), device="cpu")
+    assert torch.equal(loaded.sample(obs, noise), chosen)
     cond = base.encode(obs)
     chunks = torch.stack([base.decode(cond, z.unflatten(1, (8, 3))) for z in noise.unbind(1)], dim=1)
     chunks = chunks.clamp(torch.tensor(low), torch.tensor(high))
