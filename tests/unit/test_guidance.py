@@ -105,7 +105,7 @@ def test_the_combination_is_one_of_the_two_to_the_bit_and_takes_a_weight_per_row
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.6)])
 @pytest.mark.parametrize("other", [False, True], ids=["one network", "two networks"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", ["mlp", "unet", "two stages", "layer norm"])
+@pytest.mark.parametrize("kind", ["mlp", "unet", "two stages"])
 def test_weight_0_is_the_reference_and_weight_1_the_conditional_to_the_bit(kind, sampler, other, interval):
     (plain, prediction), noise = SAMPLERS[sampler], make_noise()
     reference, conditional = make_branches(kind, other)
@@ -119,7 +119,7 @@ def test_weight_0_is_the_reference_and_weight_1_the_conditional_to_the_bit(kind,
     assert not torch.allclose(between, base) and not torch.allclose(between, good)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["ddim, v", "flow"])
 @pytest.mark.parametrize("kind", ["mlp", "unet", *VARIANTS])
 def test_the_guided_chunk_is_that_of_a_plain_loop(kind, sampler):
     """One batched call per step gives what a network that combines two calls gives."""
