@@ -7,7 +7,7 @@ the conditional the same policy when it is told that its action is a good one.
 What is exact: the combination is the same for every parametrisation, and at every noise level it is that of the two
 scores. What is not: running a sampler on it does not draw from the tilted density ``reference^(1-w) * conditional^w``,
 because the score of that density, once noised, is not the combination (arXiv 2408.09000). Nor does a larger ``w`` mean
-a larger return, even where everything is exact. ``tests/unit/test_guidance.py`` has both in closed form.
+a larger return, even where everything is exact. ``tests/unit/test_guidance_theory.py`` has both in closed form.
 """
 
 from __future__ import annotations
