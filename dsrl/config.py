@@ -55,6 +55,8 @@ class LoadConfig:
     """denoise with DDIM in this many steps, whatever the file says; that is another policy"""
     task: str | None = None
     """the instruction, for a policy that reads one; another instruction is another policy"""
+    guidance_weight: float | None = None
+    """of a guided policy: 0 is what it is guided away from, 1 plain conditioning; left out: what the file says"""
 
     def __post_init__(self) -> None:
         if self.sampling_steps is not None and self.sampling_steps < 1:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsrl.errors import DsrlError, nearest
-from dsrl.networks import build_denoiser
-from dsrl.normalize import Normalizer
-from dsrl.policy import Obs, PolicySpec, concat_obs
+from dsrl.chunk_policy import ChunkPolicy, read_config, weighted_error
+from dsrl.policy import Obs, PolicySpec
 from dsrl.sampler import Sampler, ddim_steps, flow_steps
-from dsrl.vision import VisionEncoder
-
-Config = TypeVar("Config")
-Policy = TypeVar("Policy", bound="_ChunkPolicy")
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,8 @@ class DiffusionConfig:
     """recompute the noise from the clipped estimate"""
     final_clip: float | None = None
     """half-width of a box around the finished chunk, in normalised actions"""
+    label_dim: int = 0
+    """numbers that the network is told beside every observation"""
 
 
 @dataclass(frozen=True)
@@ -86,102 +81,11 @@ class FlowConfig:
     """keep the chunk inside the box"""
     clip_sample_range: float = 1.0
     """half-width of that box, in normalised actions"""
+    label_dim: int = 0
+    """numbers that the network is told beside every observation"""
 
 
-class _ChunkPolicy(nn.Module):
-    """What diffusion and flow share: units, shapes, and the executed slice of the prediction."""
-
-    kind: str
-
-    def __init__(self, spec: PolicySpec, config: DiffusionConfig | FlowConfig, sampler: Sampler):
-        super().__init__()
-        self.spec = spec
-        self.sampler = sampler
-        self.vision = VisionEncoder(spec.obs_shapes, **config.vision) if config.vision is not None else None
-        sizes = {"action_dim": spec.action_dim, "horizon": spec.horizon, "cond_dim": self.cond_dim}
-        self.denoiser = build_denoiser({**config.network, **sizes})
-        vision = self.vision.config if self.vision else None
-        self.config: Any = replace(config, network=self.denoiser.config, vision=vision)
-        obs_dtype = torch.float64 if config.obs_double else torch.float32
-        low_dim = self.vision.low_dim if self.vision else spec.obs_dim
-        self.obs_normalizer = Normalizer(low_dim, config.obs_clip, obs_dtype)
-        self.action_normalizer = Normalizer(spec.action_dim)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.action_normalizer.offset.device
-
-    @property
-    def cond_dim(self) -> int:
-        """Length of the normalised, flattened observation history, features in the place of images."""
-        return self.spec.n_obs_steps * (self.vision.step_dim if self.vision else self.spec.obs_dim)
-
-    @torch.no_grad()
-    def encode(self, obs: Obs) -> Tensor:
-        """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``, normalised and clipped.
-
-        Raises:
-            ValueError: when a key is missing, a shape differs, a value is not finite or a pixel not in [0, 1].
-        """
-        return self.condition(obs)
-
-    def condition(self, obs: Obs) -> Tensor:
-        """:meth:`encode`, with gradients for what sees images."""
-        obs = concat_obs(obs, self.spec).to(self.device)
-        if self.vision is None:
-            cond = self._normalized(obs)
-        else:
-            low, images = self.vision.split(obs)
-            cond = self.vision(self._normalized(low), images.to(self.action_normalizer.offset))
-        return rearrange(cond, "b t d -> b (t d)")
-
-    def _normalized(self, obs: Tensor) -> Tensor:
-        return self.obs_normalizer.normalize(obs.to(self.obs_normalizer.offset)).to(self.action_normalizer.offset)
-
-    @torch.no_grad()
-    def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, Tp, Da)`` -> the executed chunk ``(B, Ta, Da)`` in environment units.
-
-        Raises:
-            ValueError: when a shape differs.
-        """
-        spec = self.spec
-        if noise.ndim != 3 or noise.shape[1:] != spec.noise_shape:
-            expected = f"(B, {spec.horizon}, {spec.action_dim})"
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, but this policy denoises {expected}; use NoiseSpace.to_noise"
-            )
-        if cond.shape != (len(noise), self.cond_dim):
-            raise ValueError(
-                f"cond has shape {tuple(cond.shape)}, expected {(len(noise), self.cond_dim)}; it comes from encode(obs)"
-            )
-        chunk = self.sampler(self.denoiser, cond, noise.to(cond))
-        executed = slice(spec.action_start, spec.action_start + spec.n_action_steps)
-        return self.action_normalizer.unnormalize(chunk[:, executed])
-
-    def sample(self, obs: Obs, noise: Tensor) -> Tensor:
-        """``decode(encode(obs), noise)``."""
-        return self.decode(self.encode(obs), noise)
-
-    def fit_normalizers(self, obs: Tensor, chunks: Tensor) -> None:
-        """Observations to unit variance, actions to [-1, 1], from ``(N, To, Do)`` and ``(N, Tp, Da)``.
-
-        Images are left in [0, 1].
-        """
-        self.obs_normalizer.fit_standard(self.vision.split(obs)[0] if self.vision else obs)
-        self.action_normalizer.fit_min_max(chunks)
-
-    def freeze(self: Policy) -> Policy:
-        """Evaluation mode, no gradients."""
-        return self.eval().requires_grad_(False)
-
-    def config_dict(self) -> dict[str, Any]:
-        """The config as JSON-able values."""
-        return asdict(self.config)
-
-
-class DiffusionPolicy(_ChunkPolicy):
+class DiffusionPolicy(ChunkPolicy):
     """Denoising diffusion over action chunks (arXiv 2303.04137), sampled by DDIM with eta 0.
 
     Args:
@@ -193,7 +97,12 @@ class DiffusionPolicy(_ChunkPolicy):
 
     def __init__(self, spec: PolicySpec, config: DiffusionConfig):
         steps = ddim_steps(ddim_scheduler(config), config.sampling_steps, config.use_clipped_model_output)
-        super().__init__(spec, config, Sampler(steps, config.final_clip))
+        super().__init__(spec, config, Sampler(steps, config.final_clip), config.label_dim)
+        inside = config.clip_sample_range if config.clip_sample else None
+        self.prediction, self.box = (
+            self.config.prediction_type,
+            inside if config.final_clip is None else config.final_clip,
+        )
         self.train_scheduler = DDPMScheduler(**_schedule(config))
 
     @classmethod
@@ -201,13 +110,23 @@ class DiffusionPolicy(_ChunkPolicy):
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(DiffusionConfig, config))
 
-    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self,
+        obs: Obs,
+        chunk: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the prediction at random noise levels.
 
         Args:
             obs: ``(B, To, Do)`` in environment units.
             chunk: ``(B, Tp, Da)`` in environment units.
             generator: on the policy's device.
+            label: ``(B, label_dim)``, what the network is told.
+            weight: ``(B,)`` of each row in the mean.
         """
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -218,10 +137,10 @@ class DiffusionPolicy(_ChunkPolicy):
             "sample": lambda: x0,
             "v_prediction": lambda: self.train_scheduler.get_velocity(x0, noise, t),
         }[self.config.prediction_type]()
-        return nn.functional.mse_loss(self.denoiser(noisy, t, cond), target)
+        return weighted_error(self.denoiser(noisy, t, self.tell(cond, label)), target, weight)
 
 
-class FlowPolicy(_ChunkPolicy):
+class FlowPolicy(ChunkPolicy):
     """Rectified flow over action chunks (arXiv 2209.03003), sampled by Euler steps from sigma 1 to 0.
 
     Args:
@@ -233,21 +152,31 @@ class FlowPolicy(_ChunkPolicy):
 
     def __init__(self, spec: PolicySpec, config: FlowConfig):
         final_clip = config.clip_sample_range if config.clip_sample else None
-        super().__init__(spec, config, Sampler(flow_steps(flow_scheduler(config), config.sampling_steps), final_clip))
+        steps = flow_steps(flow_scheduler(config), config.sampling_steps)
+        super().__init__(spec, config, Sampler(steps, final_clip), config.label_dim)
+        self.prediction, self.box = "flow", final_clip
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: PolicySpec) -> FlowPolicy:
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(FlowConfig, config))
 
-    def loss(self, obs: Obs, chunk: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self,
+        obs: Obs,
+        chunk: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
-        velocity = self.denoiser(torch.lerp(x0, noise, sigma), sigma.flatten() * self.config.train_steps, cond)
-        return nn.functional.mse_loss(velocity, noise - x0)
+        told, time = self.tell(cond, label), sigma.flatten() * self.config.train_steps
+        return weighted_error(self.denoiser(torch.lerp(x0, noise, sigma), time, told), noise - x0, weight)
 
 
 def ddim_scheduler(config: DiffusionConfig) -> DDIMScheduler:
@@ -275,16 +204,3 @@ def _schedule(config: DiffusionConfig) -> dict[str, Any]:
         "clip_sample": config.clip_sample,
         "clip_sample_range": config.clip_sample_range,
     }
-
-
-def read_config(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """A config dataclass from a mapping.
-
-    Raises:
-        DsrlError: for an unknown key, naming the nearest known one.
-    """
-    known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise DsrlError(f"{cls.__name__} has no field '{key}'.{nearest(key, known)}")
-    return cls(**values)

@@ -188,3 +188,46 @@ class PlainMLPDenoiser(_FlatDenoiser):
         chunk_dim = horizon * action_dim
         dims = [chunk_dim + time_dim + self.encoded_dim, *hidden_dims, chunk_dim]
         self.layers = PlainMLP(dims, activation, layer_norm)
+
+
+class GaussianActor(nn.Module):
+    """``mean(cond) + std * x``: the same call as a denoiser's, with the noise for ``x`` and no time.
+
+    Args:
+        action_dim, horizon: shape of a chunk.
+        cond_dim: length of the condition.
+        hidden_dims: width of every hidden layer.
+        activation, layer_norm: of the hidden layers.
+        learn_std: one standard deviation per number of the chunk, whatever the condition; False: all of them are 1.
+    """
+
+    config: dict[str, Any]
+
+    def __init__(
+        self,
+        action_dim: int,
+        horizon: int,
+        cond_dim: int,
+        hidden_dims: Sequence[int] = (512, 512, 512),
+        activation: str = "Mish",
+        layer_norm: bool = True,
+        learn_std: bool = True,
+    ):
+        super().__init__()
+        self.horizon = horizon
+        self.layers = PlainMLP([cond_dim, *hidden_dims, horizon * action_dim], activation, layer_norm)
+        log_std = torch.zeros(horizon, action_dim)
+        self.log_std: Tensor
+        if learn_std:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+
+    def moments(self, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, C)`` -> mean ``(B, Tp, Da)``, log of the standard deviation ``(Tp, Da)``."""
+        return rearrange(self.layers(cond), "b (t d) -> b t d", t=self.horizon), self.log_std.clamp(-5.0, 2.0)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """``(B, Tp, Da), any, (B, C)`` -> ``(B, Tp, Da)``."""
+        mean, log_std = self.moments(cond)
+        return mean + log_std.exp() * x

@@ -16,13 +16,13 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from dsrl.errors import nearest
-from dsrl.mlp import MLPDenoiser, PlainMLPDenoiser, make_activation, residual_mlp, time_embedding
+from dsrl.mlp import GaussianActor, MLPDenoiser, PlainMLPDenoiser, make_activation, residual_mlp, time_embedding
 from dsrl.mlp import SinusoidalEmbedding as SinusoidalEmbedding
 from dsrl.transformer import TransformerDenoiser
 
 
 def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
-    """``{"type": "mlp" | "plain_mlp" | "unet" | "transformer" | "staged", **constructor arguments}`` -> a network.
+    """``{"type": "mlp", **constructor arguments}`` -> a network; the other types are the keys below.
 
     Its attribute ``config`` holds every argument, so that a file does not depend on today's defaults.
 
@@ -35,6 +35,7 @@ def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
         "unet": ConditionalUnet1D,
         "transformer": TransformerDenoiser,
         "staged": StagedDenoiser,
+        "gaussian": GaussianActor,
     }
     arguments = dict(config)
     kind = arguments.pop("type", None)
@@ -255,4 +256,4 @@ class ConditionalUnet1D(nn.Module):
         return rearrange(self.final_conv(y), "b d t -> b t d")
 
 
-Denoiser = MLPDenoiser | PlainMLPDenoiser | ConditionalUnet1D | TransformerDenoiser | StagedDenoiser
+Denoiser = MLPDenoiser | PlainMLPDenoiser | ConditionalUnet1D | TransformerDenoiser | StagedDenoiser | GaussianActor

@@ -5,8 +5,8 @@ Schedules come from diffusers, so that a checkpoint means here what it means the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from dsrl.networks import MLPDenoiser, StagedDenoiser
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
+"""What a network predicts of ``x = alpha * x0 + sigma * eps``: ``eps``; ``x0``, as a denoiser of EDM does, whose alpha
+is 1 (arXiv 2206.00364); ``v = alpha * eps - sigma * x0``; or ``eps - x0``, the velocity of a rectified flow."""
 
 
 class Step(NamedTuple):
@@ -32,6 +36,27 @@ class Step(NamedTuple):
     x_y: float
     x_x: float
     x_m: float
+    alpha: float
+    """how much of the clean chunk stands in ``x`` before the step: ``x = alpha * x0 + sigma * noise``"""
+    sigma: float
+    """how much of the noise"""
+
+    @property
+    def noise_level(self) -> float:
+        """``sigma / (alpha + sigma)``, a function of the ratio of the two alone; the ``sigma`` of a rectified flow."""
+        return self.sigma / (self.alpha + self.sigma)
+
+    def unclipped(self) -> Step:
+        """The same step without a bound."""
+        if self.bound is None:
+            return self
+        y_x, y_m = (0.0, 1.0) if self.y_m is None else (1.0, self.y_m)
+        x_x, x_m = self.x_x + self.x_y * y_x, self.x_m + self.x_y * y_m
+        return self._replace(y_m=None, bound=None, x_y=0.0, x_x=x_x, x_m=x_m)
+
+
+Predictor = Callable[[int, Tensor], Tensor]
+"""``(index of the step, (B, Tp * Da)) -> (B, Tp * Da)``: what a network predicts for its condition"""
 
 
 def ddim_steps(scheduler: DDIMScheduler, n_steps: int, use_clipped_model_output: bool = False) -> tuple[Step, ...]:
@@ -66,9 +91,8 @@ def flow_steps(scheduler: FlowMatchEulerDiscreteScheduler, n_steps: int) -> tupl
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / n_steps, n_steps).tolist())
     sigmas = scheduler.sigmas.double()
     moves = (sigmas[1:] - sigmas[:-1]).tolist()
-    return tuple(
-        Step(time, None, None, 0.0, 1.0, move) for time, move in zip(scheduler.timesteps.tolist(), moves, strict=True)
-    )
+    rows = zip(scheduler.timesteps.tolist(), moves, sigmas.tolist()[:-1], strict=True)
+    return tuple(Step(time, None, None, 0.0, 1.0, move, 1.0 - sigma, sigma) for time, move, sigma in rows)
 
 
 class Sampler:
@@ -91,29 +115,37 @@ class Sampler:
     def __call__(self, denoiser: nn.Module, cond: Tensor, noise: Tensor) -> Tensor:
         """``(B, C), (B, Tp, Da)`` -> ``(B, Tp, Da)``, without gradients."""
         with torch.inference_mode():
-            if isinstance(denoiser, MLPDenoiser) and denoiser.is_foldable:
-                x = self._run_folded(denoiser, cond, noise)
-            else:
-                x = noise
-                for step, time in zip(self.steps, self._times(noise.device), strict=True):
-                    network = denoiser.at(step.time) if isinstance(denoiser, StagedDenoiser) else denoiser
-                    x = _advance(step, x, network(x, time, cond))
-            if self.final_clip is not None:
-                x = x.clamp(-self.final_clip, self.final_clip)
+            chunk = self.run(self.predictor(denoiser, cond, noise.shape[1:]), noise)
         # an ordinary tensor: what inference mode makes cannot take part in a critic's backward pass
-        return x.clone()
+        return chunk.clone()
 
-    def _times(self, device: torch.device) -> tuple[Tensor, ...]:
-        return torch.tensor([step.time for step in self.steps], device=device).unbind()
+    def predictor(self, denoiser: nn.Module, cond: Tensor, shape: Sequence[int]) -> Predictor:
+        """What ``denoiser`` predicts for ``cond (B, C)`` at every step, for chunks of ``shape`` ``(Tp, Da)``, flat."""
+        if isinstance(denoiser, MLPDenoiser) and denoiser.is_foldable:
+            folded = self._fold(denoiser)
+            shifts = folded.shifts(denoiser.cond_mlp(cond))
+            return lambda index, x: folded.predict(x, shifts[index])
+        times = torch.tensor([step.time for step in self.steps], device=cond.device).unbind()
 
-    def _run_folded(self, denoiser: MLPDenoiser, cond: Tensor, noise: Tensor) -> Tensor:
-        folded = self._folded
-        if folded is None or not folded.is_current(denoiser):
-            folded = self._folded = _FoldedMLP(denoiser, self.steps)
-        x = noise.reshape(len(noise), -1)
-        for step, shift in zip(self.steps, folded.shifts(denoiser.cond_mlp(cond)), strict=True):
-            x = _advance(step, x, folded.predict(x, shift))
+        def predict(index: int, x: Tensor) -> Tensor:
+            network = denoiser.at(self.steps[index].time) if isinstance(denoiser, StagedDenoiser) else denoiser
+            return network(x.unflatten(1, shape), times[index], cond).flatten(1)
+
+        return predict
+
+    def run(self, predict: Predictor, noise: Tensor) -> Tensor:
+        """``(B, Tp, Da)`` -> ``(B, Tp, Da)``, whatever it is that predicts."""
+        x = noise.flatten(1)
+        for index, step in enumerate(self.steps):
+            x = _advance(step, x, predict(index, x))
+        if self.final_clip is not None:
+            x = x.clamp(-self.final_clip, self.final_clip)
         return x.reshape(noise.shape)
+
+    def _fold(self, denoiser: MLPDenoiser) -> _FoldedMLP:
+        if self._folded is None or not self._folded.is_current(denoiser):
+            self._folded = _FoldedMLP(denoiser, self.steps)
+        return self._folded
 
 
 def _ddim_step(time: int, a: Tensor, a_prev: Tensor, kind: str, clip: float | None, use_clipped: bool) -> Step:
@@ -138,11 +170,11 @@ def _ddim_step(time: int, a: Tensor, a_prev: Tensor, kind: str, clip: float | No
     else:
         x_x0, x_x, x_m = sa_prev, sb_prev * eps_x, sb_prev * eps_m
     if clip is None:
-        return Step(time, None, None, 0.0, x_x + x_x0 * x0_x, x_m + x_x0 * x0_m)
+        return Step(time, None, None, 0.0, x_x + x_x0 * x0_x, x_m + x_x0 * x0_m, sa, sb)
     # 3. y = x0 / x0_x saves a multiplication per step; clamping scales along
     if x0_x == 0:
-        return Step(time, None, clip / abs(x0_m), x_x0 * x0_m, x_x, x_m)
-    return Step(time, x0_m / x0_x, clip / x0_x, x_x0 * x0_x, x_x, x_m)
+        return Step(time, None, clip / abs(x0_m), x_x0 * x0_m, x_x, x_m, sa, sb)
+    return Step(time, x0_m / x0_x, clip / x0_x, x_x0 * x0_x, x_x, x_m, sa, sb)
 
 
 def _advance(step: Step, x: Tensor, m: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -159,3 +160,24 @@ class SelectingPolicy(SteeredPolicy):
     def config_dict(self) -> dict[str, Any]:
         """What rebuilds this policy beside its weights."""
         return {**super().config_dict(), "critic": self.critic.config, "choice": self.choice}
+
+
+def best_of(
+    base: FrozenPolicy, critic: CriticEnsemble, candidates: int, low: Sequence[float], high: Sequence[float]
+) -> SelectingPolicy:
+    """Best-of-N without an agent: ``candidates`` chunks of the base policy, of which the critic's favourite is played.
+
+    It costs ``candidates`` calls of the network where the base policy makes one; classifier-free guidance costs two.
+
+    Args:
+        base: the frozen policy.
+        critic: rates ``(cond, chunk)``; that of :class:`~dsrl.values.ImplicitQ`, for one.
+        candidates: how many.
+        low, high: limits of the environment's actions, ``(Da,)``.
+    """
+    size = math.prod(base.spec.noise_shape)
+    # an actor that never acts, and a box that N(0, I) does not leave
+    shape: dict[str, Any] = {"sizes": [base.cond_dim], "action_dim": size, "activation": "silu"}
+    actor = NoiseActor({**shape, "state_dependent_std": False, "squash": False, "bound": 10.0}).to(base.device)
+    choice = {"candidates": candidates, "low": list(map(float, low)), "high": list(map(float, high))}
+    return SelectingPolicy(base, actor.requires_grad_(False), critic, choice)

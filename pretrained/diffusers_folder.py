@@ -25,8 +25,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dsrl.chunk_policy import read_config
 from dsrl.config import LoadConfig
-from dsrl.diffusion import DiffusionConfig, FlowConfig, ddim_scheduler, flow_scheduler, read_config
+from dsrl.diffusion import DiffusionConfig, FlowConfig, ddim_scheduler, flow_scheduler
 from dsrl.errors import DsrlError, nearest
 from dsrl.networks import build_denoiser
 from dsrl.policy import PolicySpec

@@ -48,6 +48,7 @@ def load_policy(
     weights: Literal["ema", "model"] = "ema",
     sampling_steps: int | None = None,
     task: str | None = None,
+    guidance_weight: float | None = None,
     device: str | torch.device = "auto",
 ) -> FrozenPolicy:
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
@@ -61,6 +62,7 @@ def load_policy(
         weights: the moving average, where there is one, or the raw weights.
         sampling_steps: denoise with DDIM in this many steps instead of what the file says. That is another policy.
         task: the instruction, for a policy that reads one.
+        guidance_weight: of a guided policy, instead of what its file says. That is another policy too.
         device: ``cpu``, ``cuda``, ``auto``.
 
     Raises:
@@ -74,6 +76,7 @@ def load_policy(
         weights=weights,
         sampling_steps=sampling_steps,
         task=task,
+        guidance_weight=guidance_weight,
     )
     live, path = find_live(Path(path), load)
     opened = live.open(path, load) if live else native.build_policy(read_checkpoint(path, load), path)
@@ -101,7 +104,10 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
         raise DsrlError(f"{path} acts on no instruction; leave out --load.task")
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
-    return find_format(found, formats, load.format).read(found, load)
+    checkpoint = find_format(found, formats, load.format).read(found, load)
+    if load.guidance_weight is None:
+        return checkpoint
+    return native.with_guidance_weight(checkpoint, load.guidance_weight, path)
 
 
 def is_checkpoint(path: Path) -> bool:

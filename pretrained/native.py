@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dsrl.actor import NoiseActor
+from dsrl.awr import GaussianPolicy
+from dsrl.cfgrl import GuidedPolicy
 from dsrl.config import LoadConfig
 from dsrl.critics import CriticEnsemble
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
@@ -162,6 +164,21 @@ def _identity(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(f"{digest}{rest}".encode()).hexdigest()
 
 
+def with_guidance_weight(checkpoint: Checkpoint, weight: float, path: Path) -> Checkpoint:
+    """The same policy, guided with another weight.
+
+    Raises:
+        DsrlError: when it is not guided.
+    """
+    if "guidance" not in checkpoint.config:
+        raise DsrlError(
+            f"--load.guidance-weight is {weight}, but {path} holds a policy of kind '{checkpoint.kind}', which is not "
+            "guided; leave it out"
+        )
+    guidance = {**checkpoint.config["guidance"], "weight": weight}
+    return replace(checkpoint, config={**checkpoint.config, "guidance": guidance})
+
+
 def weights_sha256(weights: Weights) -> str:
     """Over names, types, shapes and raw bytes, in the order of the names."""
     digest = hashlib.sha256()
@@ -190,9 +207,18 @@ def _check_noise(spec: PolicySpec) -> None:
         raise ValueError(f"noise of shape {spec.noise_shape} is no chunk of {spec.horizon} x {spec.action_dim}")
 
 
+def _build_gaussian(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    return GaussianPolicy.from_config(config, spec)
+
+
+def _build_guided(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    base: Any = KINDS[config["base"]["kind"]](config["base"]["config"], spec, _of_base(weights))
+    return GuidedPolicy.from_config(config, base)
+
+
 def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
     inner = config["base"]
-    base_weights = {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+    base_weights = _of_base(weights)
     base_spec = replace(
         spec, noise_shape=tuple(inner["noise_shape"]), sha256=weights_sha256(base_weights), provenance={}
     )
@@ -205,6 +231,10 @@ def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights
     return steered
 
 
+def _of_base(weights: Weights) -> dict[str, Tensor]:
+    return {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+
+
 def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
     return ToyPolicy()
 
@@ -213,6 +243,8 @@ def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) ->
 KINDS: dict[str, Builder] = {
     "diffusion": _build_diffusion,
     "flow": _build_flow,
+    "gaussian": _build_gaussian,
+    "guided": _build_guided,
     "steered": _build_steered,
     "selecting": _build_steered,
     "toy": _build_toy,

@@ -1,0 +1,170 @@
+"""Implicit Q-learning: values of recorded decisions, without ever asking for an action that was not recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsrl.critics import CriticEnsemble, reduce_q
+from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.labels import LabelReport, Rule, label
+from dsrl.transitions import Transitions
+
+_ROWS = 16_384
+"""that are rated at once"""
+
+
+@dataclass(frozen=True)
+class ValuesConfig:
+    """How values are learned; the defaults are those of CFGRL's experiments (arXiv 2505.23458), smaller."""
+
+    expectile: float = 0.9
+    """which expectile of Q over the recorded chunks is the value: 0.5 is their mean, which is the value of the
+    behaviour; towards 1 it is the best of them"""
+    tau: float = 0.005
+    """share of the online critics in the target critics, per step; 0.03 where values travel far and steps are few"""
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """of critics and value"""
+    n_critics: int = 2
+    """the pessimistic minimum of them counts"""
+    lr: float = 3e-4
+    """of Adam"""
+    steps: int = 40_000
+    """gradient steps"""
+    batch_size: int = 256
+    """decisions per gradient step"""
+    seed: int = 0
+    """of the initial weights and the batches"""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.expectile < 1.0:
+            raise DsrlError(f"--expectile is {self.expectile}; it must be above 0 and below 1, 0.5 is the mean")
+        if not 0.0 < self.tau <= 1.0:
+            raise DsrlError(f"--tau is {self.tau}; it must be above 0 and at most 1")
+        if self.lr <= 0:
+            raise DsrlError(f"--lr is {self.lr}; it must be positive")
+        for name in ("n_critics", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise DsrlError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+
+
+class ImplicitQ(nn.Module):
+    """Implicit Q-learning (arXiv 2110.06169) over chunks.
+
+    Args:
+        cond_dim: length of an encoded observation.
+        chunk_dim: length of a flattened chunk.
+        config: sizes and rates.
+    """
+
+    def __init__(self, cond_dim: int, chunk_dim: int, config: ValuesConfig):
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.critic = CriticEnsemble(cond_dim, chunk_dim, config.hidden_dims, config.n_critics)
+            self.state_value = CriticEnsemble(cond_dim, 0, config.hidden_dims, 1)
+        self.critic_target = deepcopy(self.critic).requires_grad_(False)
+        trained = [*self.critic.parameters(), *self.state_value.parameters()]
+        self.optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True)
+
+    def value(self, cond: Tensor) -> Tensor:
+        """``(B, C)`` -> V, ``(B,)``."""
+        return self.state_value(cond, cond[:, :0])[0]
+
+    @torch.no_grad()
+    def q(self, cond: Tensor, chunk: Tensor) -> Tensor:
+        """``(B, C), (B, Ta * Da)`` -> Q of each target critic, ``(E, B)``."""
+        parts = zip(cond.split(_ROWS), chunk.split(_ROWS), strict=True)
+        return torch.cat([self.critic_target(*part) for part in parts], dim=1)
+
+    @torch.no_grad()
+    def advantages(self, cond: Tensor, chunk: Tensor) -> Tensor:
+        """``Q - V`` of each target critic, ``(E, B)``; the smallest one is the advantage."""
+        return self.q(cond, chunk) - torch.cat([self.value(part) for part in cond.split(_ROWS)])
+
+    @torch.no_grad()
+    def returns(self, data: Transitions) -> Tensor:
+        """What followed each decision, ``(N,)``; the value stands in for what was not recorded to its end."""
+        after = torch.cat([self.value(part) for part in data.next_cond.split(_ROWS)])
+        return data.earned + data.remaining * after[data.last]
+
+    def update(self, batch: Transitions) -> dict[str, Tensor]:
+        """One gradient step on everything; what it returns stays on the device."""
+        value_loss, advantage = self._value_loss(batch)
+        critic_loss, q = self._critic_loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        (value_loss + critic_loss).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.config.tau)
+        return {
+            "train/value_loss": value_loss.detach(),
+            "train/critic_loss": critic_loss.detach(),
+            "train/q": q,
+            "train/positive_rate": (advantage >= 0).float().mean(),
+        }
+
+    def _value_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+        """V towards an expectile of Q (eq. 5); beside it the advantages ``(B,)``."""
+        error = reduce_q(self.q(batch.cond, batch.chunk), "min") - self.value(batch.cond)
+        weight = torch.where(error > 0, self.config.expectile, 1 - self.config.expectile)
+        return (weight * error.square()).mean(), error.detach()
+
+    def _critic_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+        """Q towards ``r + gamma^k V(s')`` (eq. 6), nothing after a termination; beside it the mean of Q."""
+        with torch.no_grad():
+            target = batch.reward + torch.where(batch.terminated, 0.0, batch.discount) * self.value(batch.next_cond)
+        q = self.critic(batch.cond, batch.chunk)
+        return 0.5 * (q - target).square().mean(dim=1).sum(), q.detach().mean()
+
+
+def fit_values(
+    data: Transitions,
+    config: ValuesConfig,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
+    report_every: int = 1000,
+) -> ImplicitQ:
+    """Learn the values of a data set, on its device.
+
+    Args:
+        data: all of it is drawn from, with replacement.
+        config: sizes, rates, number of steps.
+        report: is told the step and the metrics now and then.
+        report_every: gradient steps in between.
+
+    Raises:
+        LossNotFinite: when a loss has diverged.
+    """
+    learner = ImplicitQ(data.cond.shape[1], data.chunk.shape[1], config).to(data.cond.device)
+    generator = torch.Generator(device=data.cond.device).manual_seed(config.seed)
+    for step in range(1, config.steps + 1):
+        rows = torch.randint(len(data), (config.batch_size,), generator=generator, device=generator.device)
+        metrics = learner.update(data.at(rows))
+        if step % report_every and step < config.steps:
+            continue
+        # reading waits for the device, so it is done now and then only
+        read = {name: float(value) for name, value in metrics.items()}
+        for name, value in read.items():
+            if not math.isfinite(value):
+                raise LossNotFinite(f"{name} is {value} after {step} gradient steps; try a smaller --lr")
+        if report is not None:
+            report(step, read)
+    return learner.requires_grad_(False)
+
+
+def label_transitions(learner: ImplicitQ, data: Transitions, rule: Rule) -> tuple[Tensor, LabelReport]:
+    """Label every recorded chunk, ``(N,)``, and say how far the labels can be trusted.
+
+    The report on data that the critic has learned from is the kinder one; held-out episodes tell more.
+
+    Raises:
+        DsrlError: when they are all of one class; the message names the metric.
+    """
+    advantages = learner.advantages(data.cond, data.chunk)
+    return label(advantages, rule, reduce_q(learner.q(data.cond, data.chunk), "min"), learner.returns(data))
