@@ -3,6 +3,7 @@
 import pytest
 import test_vision
 import torch
+from contract import FrozenPolicyContract, check_a_move
 from specimens import NETWORKS, SPEC, inputs
 from test_policy_contract import make_steered
 
