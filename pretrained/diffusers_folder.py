@@ -41,6 +41,8 @@ VERSION = 1
 POLICY = "policy.json"
 NORMALIZER = "normalizer.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
+FOLDERS = ("scheduler", "denoiser", "vision")
+"""inside; the last one where the policy sees images"""
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 _FIELDS: dict[str, Any] = {

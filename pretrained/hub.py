@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from dsrl.errors import DsrlError
+from dsrl.pretrained.diffusers_folder import FOLDERS, POLICY
 
 _ADDRESS = re.compile(r"^hf:/{1,2}(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>.+))?$")  # a Path has lost the second slash
 PATTERNS = ["*.json", "*.safetensors", "ckpt.pt"]
@@ -42,6 +43,9 @@ def fetch(path: str | Path) -> Path:
     try:
         # "*/*": checkpoints of a training and its optimizers lie in folders of the repository
         folder = snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, ignore_patterns=["*/*"])
+        if (Path(folder) / POLICY).is_file():  # one of ours, in parts
+            wanted = [f"{part}/{pattern}" for part in FOLDERS for pattern in PATTERNS]
+            folder = snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*/*"])
     except GatedRepoError as error:
         raise DsrlError(f"{address} is gated: accept its terms on huggingface.co and run `hf auth login`") from error
     except RevisionNotFoundError as error:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dsrl.config import finetune_config, to_dict
 from dsrl.errors import DsrlError
-from dsrl.pretrained import describe, hub, load_policy
+from dsrl.pretrained import convert, describe, hub, load_policy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot"
 NAME = "v044_min_max"
@@ -70,6 +70,24 @@ def test_only_what_is_needed_is_fetched(monkeypatch):
         [*files, *unwanted], allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
     assert sorted(kept) == sorted(files)
+
+
+def test_a_converted_policy_is_fetched_in_all_its_parts(tmp_path, monkeypatch):
+    source, snapshot = tmp_path / "repository", tmp_path / "snapshot"
+    sha256 = convert(GOLDEN / NAME, source).sha256
+    (source / "checkpoints").mkdir()
+    (source / "checkpoints" / "model.safetensors").touch()
+
+    def snapshot_download(repo, *, revision, **patterns):
+        files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+        for file in utils.filter_repo_objects(files, **patterns):
+            (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, snapshot / file)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_policy("hf://org/reach", device="cpu").spec.sha256 == sha256
+    assert not (snapshot / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
