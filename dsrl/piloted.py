@@ -14,7 +14,7 @@ from torch import Tensor
 from dsrl.critics import reduce_q
 from dsrl.errors import DsrlError
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.pilots import CHALLENGER, EXPLORE, INCUMBENT, Pilots
+from dsrl.pilots import BASE, CHALLENGER, EXPLORE, INCUMBENT, Pilots
 from dsrl.pools import Decoder, Pool
 from dsrl.replay import SteeringReplayBuffer
 
@@ -59,6 +59,8 @@ class PilotedSAC(SAC):
         if self.deploy == "actor":
             return noise
         by_pilot = {EXPLORE: noise}
+        if BASE in pilots:
+            by_pilot[BASE] = self.decoder.prior(len(cond))
         if CHALLENGER in pilots:
             by_pilot[CHALLENGER] = self.policy.challenger(cond, torch.zeros_like(noise))
         if INCUMBENT in pilots:

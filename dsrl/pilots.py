@@ -18,8 +18,8 @@ class Pilots:
     the next. An incumbent that proves worse than the base policy was in the warm-up gives way to the first one again.
     All of these are episodes that are learned from anyhow, so the comparison costs no env step.
 
-    Failures take longer than successes, so a challenger is judged when all of its episodes have landed, not by the
-    first ones that do.
+    Failures take longer than successes. So a challenger is judged when all of its episodes have landed, not by the
+    first ones that do, and the base policy plays what the warm-up has begun to its end.
 
     The first incumbent is the critics' choice among noises of the prior. Critics of few episodes choose well on most
     seeds and badly on some, so it flies the first episodes after the warm-up, and is not deployed unseen
@@ -42,7 +42,6 @@ class Pilots:
         self.window, self.trust, self.trials, self.first, self.enough = window, trust, trials, first, enough
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
-        self._seen = 0
         self._shown = 0
         self._sent = 0
         self._turn = 0
@@ -55,17 +54,18 @@ class Pilots:
         return self.trials[self.successions > 0]
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
-        """Who plays in each environment now; an episode of the warm-up is played to its end by whoever explores."""
+        """Who plays in each environment now."""
         if len(self._flying) != n_envs:
             self._flying = [BASE] * n_envs
         self._warming_up = warming_up
-        return [EXPLORE if pilot == BASE and not warming_up else pilot for pilot in self._flying]
+        return list(self._flying)
 
     def landed(self, env: int, result: float) -> None:
         """The episode in this environment has ended."""
-        self.results.setdefault(self._flying[env], deque(maxlen=self.window)).append(result)
+        pilot = self._flying[env]
+        # the base policy stays as it is: all of its episodes count
+        self.results.setdefault(pilot, deque(maxlen=None if pilot == BASE else self.window)).append(result)
         if self._warming_up:
-            self._seen += 1
             self._flying[env] = BASE
             return
         if self._shown < self.first:
@@ -101,7 +101,7 @@ class Pilots:
         """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""
         flown = self.results.get(INCUMBENT, ())
         if self.successions or len(flown) < self.first:
-            return self._seen >= self.enough
+            return len(self.results.get(BASE, ())) >= self.enough
         return not self.mean(INCUMBENT) < self.mean(BASE)
 
     def next_challenger(self, *, succeeds: bool) -> None:
