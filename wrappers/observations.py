@@ -61,8 +61,8 @@ def check_observations(env: str, given: Mapping[str, tuple[int, ...]], policy: P
     for key, expected in policy.obs_shapes.items():
         if given[key] != expected if len(expected) > 1 else prod(given[key]) != prod(expected):
             raise DsrlError(
-                f"the policy reads '{key}' with the shape {list(expected)}, {env} gives {list(given[key])}; name the "
-                "environment that it was trained in"
+                f"this policy does not fit this environment: it reads '{key}' with the shape {list(expected)}, {env} "
+                f"gives {list(given[key])}; name the environment that it was trained in"
             )
 
 
