@@ -15,7 +15,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from dsrl.errors import SimulatorFailed
+from dsrl.errors import DsrlError, SimulatorFailed
 
 _FAILURE = "dsrl/failure"
 
@@ -24,6 +24,7 @@ class SimulatorProcesses(SubprocVecEnv):
     """A ``SubprocVecEnv`` that raises what a simulator raised, instead of losing the process and its reason.
 
     Raises:
+        DsrlError: when an environment cannot be built, with its own words.
         SimulatorFailed: from any call, when a simulator failed or its process died.
     """
 
@@ -32,6 +33,12 @@ class SimulatorProcesses(SubprocVecEnv):
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         with _naming_the_dead():
             super().__init__([partial(_make_in_worker, env_fn) for env_fn in env_fns], start_method=method)
+            failures = [failure for failure in self.get_attr("failure") if failure]
+        if failures:
+            self.close()
+            message, trace, expected = failures[0]
+            kind = DsrlError if expected else SimulatorFailed
+            raise kind(message) from RuntimeError(f"in the process of a simulator:\n{trace}")
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
@@ -73,6 +80,9 @@ class SimulatorProcesses(SubprocVecEnv):
 class _ReportFailures(gym.Wrapper):
     """Turns an exception into a word to the parent: an uncaught one would end the process and its reason with it."""
 
+    failure = None
+    """of building it"""
+
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         try:
             return self.env.reset(**kwargs)
@@ -89,14 +99,30 @@ class _ReportFailures(gym.Wrapper):
         return np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
 
 
+class _Stillborn(gym.Env):
+    """Stands for an environment that could not be built, until the parent has read why."""
+
+    observation_space = action_space = gym.spaces.Discrete(1)
+
+    def __init__(self, failure: tuple[str, str, bool]):
+        self.failure = failure
+
+
 def _make_in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
     # Ctrl-C is the parent's, who saves before it closes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return _ReportFailures(env_fn())
+    try:
+        return _ReportFailures(env_fn())
+    except Exception as error:
+        return _Stillborn((*_words(error), isinstance(error, DsrlError)))
 
 
 def _report(error: Exception) -> dict[str, Any]:
-    return {_FAILURE: (str(error) or type(error).__name__, traceback.format_exc())}
+    return {_FAILURE: _words(error)}
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    return str(error) or type(error).__name__, traceback.format_exc()
 
 
 def _raise_failures(infos: Iterable[Mapping[str, Any] | None]) -> None:

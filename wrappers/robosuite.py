@@ -203,9 +203,10 @@ def _make_simulator(spec: EnvSpec, timestep: float, render: bool) -> Any:
     try:
         with _macro_timestep(timestep):
             env = suite.make(env_name=spec.name, **kwargs)
-    except TypeError as error:
+    except Exception as error:  # a wrong argument fails wherever it is read
         raise DsrlError(
-            f"robosuite {version('robosuite')} does not accept the arguments of {spec.id}: {error}"
+            f"robosuite {version('robosuite')} does not accept the arguments of {spec.id}: "
+            f"{type(error).__name__}: {error}; they are {kwargs}"
         ) from error
     _update_observables_once_per_step(env)
     return env

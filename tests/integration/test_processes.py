@@ -67,3 +67,24 @@ def test_what_cannot_be_built_is_said_before_a_process_starts(monkeypatch):
     monkeypatch.setattr("dsrl.wrappers.robosuite.find_spec", lambda name: None)
     with pytest.raises(DsrlError, match=r"pip install 'dsrl-steering\[robosuite\]'"):
         make_vec_env("robosuite/Lift", POLICY.spec, 2)
+
+
+class Unbuildable(PointReach):
+    def __init__(self):
+        raise DsrlError("the desk has no observation 'lamp'")
+
+
+class Broken(PointReach):
+    def __init__(self):
+        raise KeyError("interpolation")
+
+
+@pytest.mark.parametrize(
+    ("simulator", "kind", "message"),
+    [(Unbuildable, DsrlError, "no observation 'lamp'"), (Broken, SimulatorFailed, "interpolation")],
+)
+def test_what_goes_wrong_while_it_is_built_is_a_message(simulator, kind, message, capfd):
+    with pytest.raises(DsrlError, match=message) as error:
+        make_vec_env(simulator, POLICY.spec, 2, subprocess=True)
+    assert type(error.value) is kind
+    assert "Traceback" not in capfd.readouterr().err

@@ -239,3 +239,13 @@ def test_a_policy_that_reads_the_object_first_gets_it_first():
     finally:
         ours.close()
         theirs.close()
+
+
+def test_an_observation_that_it_does_not_have_is_named_from_its_process():
+    with pytest.raises(DsrlError, match=r"no observation 'robot0_eef_po'. Did you mean 'robot0_eef_pos'\?"):
+        make_vec_env(LIFT, PolicySpec({"robot0_eef_po": (3,), "object": (10,)}, 7, 4, 4), n_envs=2)
+
+
+def test_arguments_that_it_cannot_read_are_shown():
+    with pytest.raises(DsrlError, match=r"does not accept the arguments of robosuite/Lift: KeyError.*'kp': 150"):
+        make_env(replace(LIFT, kwargs={"controller_configs": {"type": "OSC_POSE", "kp": 150}}))
