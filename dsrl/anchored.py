@@ -33,10 +33,11 @@ class AnchoredPolicy(Guided):
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
         super().__init__(base.requires_grad_(False), guidance)
         self.spec = replace(base.spec, sha256="")  # another policy than its base
-        self.residual: Any = copy.deepcopy(base.denoiser).requires_grad_(True)
-        for layer in self.residual.outputs:
+        residual: Any = copy.deepcopy(base.denoiser).requires_grad_(True)
+        for layer in residual.outputs:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+        self.residual = residual
 
     def branches(self, cond: Tensor) -> tuple[Branch, Branch]:
         """The base, and what is added to it."""

@@ -112,13 +112,16 @@ def label_recorded(
     steps = zip(both.episodes, played.episodes, strict=True)
     kept = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
     obs, chunk = (column[torch.from_numpy(kept)] for column in windows(both, policy.spec, policy.device))
-    parts = [Rows(obs[part], chunk[part], labels[part]) for part in (slice(learned_from), slice(learned_from, None))]
+
+    def rows(part: slice) -> Rows:
+        return Rows(obs[part], chunk[part], labels[part])
+
     unseen = cut.at(torch.arange(learned_from, len(cut), device=policy.device))
     held_out = float("nan")
     if len(unseen):
         returns = learner.returns(cut)[learned_from:]
         held_out = auc(reduce_q(learner.q(unseen.cond, unseen.chunk), "min"), returns > returns.mean())
-    return Labelled(*parts, quality, held_out)
+    return Labelled(rows(slice(learned_from)), rows(slice(learned_from, None)), quality, held_out)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ def label_samples(
             return Rows(nothing, nothing, nothing), None
         obs = obs[torch.randperm(len(obs), generator=generator, device=base.device)[:most]]
         chunk, q = _rated_samples(base, obs, critic, candidates, generator)
-        advantages = (q - q.mean(dim=-1, keepdim=True)).flatten(1)
+        # one value for all critics, as in implicit Q-learning
+        advantages = (q - q.amin(0).mean(dim=-1, keepdim=True)).flatten(1)
         # there is no return to compare with
         labels, report = label(advantages, at_each, q.amin(0).flatten(), torch.zeros_like(advantages[0]))
         return Rows(obs.repeat_interleave(candidates, dim=0), chunk, labels), report

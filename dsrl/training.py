@@ -76,7 +76,11 @@ class Trainer:
                 if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
                     self.valid_loss = self.validate(*valid)
                 speed = progress.tasks[task].speed or 0.0
-                shown = {"loss": f"{self.train_loss:.4f}", "valid": f"{self.valid_loss:.4f}", "speed": f"{speed:.0f}"}
+                shown: Any = {
+                    "loss": f"{self.train_loss:.4f}",
+                    "valid": f"{self.valid_loss:.4f}",
+                    "speed": f"{speed:.0f}",
+                }
                 progress.update(task, completed=self.step, **shown)
                 if self.report is not None:
                     self.report(self.step, {"train/loss": self.train_loss, "valid/loss": self.valid_loss})
