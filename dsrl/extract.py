@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -148,8 +148,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     console.print(f"{config.mode} extraction from {spelled(config.base_policy)}, run folder {folder.path}")
     log = _Log(folder, console)
     near = support(base, *_executed(windows(train, base.spec, base.device), base), seed=config.seed)
-    log.write(0, near.metrics())
-    log.warn(near.concern() if critic is None else None)
+    log.show(near.metrics(), [near.concern() if critic is None else None])
     if critic is None:
         values = replace(config.values, seed=config.values.seed + config.seed)
         with console.status("values"):
@@ -167,7 +166,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     else:
         settings = {"candidates": config.candidates, "states": config.states, "seed": config.seed}
         labelled = label_samples(train, valid, base, rule, critic, **settings)
-    log.labels(labelled)
+    log.show(labelled.metrics(), labelled.report.concerns())
     return _train(policy, labelled, config, _origin(config, base, data), out, log)
 
 
@@ -302,16 +301,13 @@ class _Log:
     def say(self, words: str) -> None:
         self.console.print(words)
 
-    def warn(self, concern: str | None) -> None:
-        if concern:
-            self.say(f"warning: {concern}")
-
-    def labels(self, labelled: Labelled) -> None:
-        found = labelled.metrics()
-        self.write(0, found)
-        self.say(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
-        for concern in labelled.report.concerns():
-            self.warn(concern)
+    def show(self, metrics: Mapping[str, float], concerns: Sequence[str | None]) -> None:
+        """Write and print, and say what speaks against going on."""
+        self.write(0, metrics)
+        self.say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
+        for concern in concerns:
+            if concern:
+                self.say(f"warning: {concern}")
 
     def close(self) -> None:
         self.logger.close()

@@ -257,7 +257,7 @@ def test_a_policy_without_a_network_of_ours_is_explained(config, tmp_path):
 def test_what_the_base_policy_could_not_have_done_is_named(config, tmp_path, capsys):
     short = replace(config, steps=2, values=replace(VALUES, steps=100))
     extract(short)
-    assert "data/foreign_share" not in capsys.readouterr().out
+    assert "warning: data" not in capsys.readouterr().out
     elsewhere = record(tmp_path / "elsewhere.hdf5", offset=3.0)
     extract(replace(short, dataset=elsewhere, out=tmp_path / "b.pt", run_dir=tmp_path / "b"))
     said = " ".join(capsys.readouterr().out.split())
