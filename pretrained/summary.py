@@ -39,6 +39,7 @@ def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str
         *_describe_vision(inner.get("vision")),
         ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
         ("sampler", _describe_sampler(inner)),
+        *_describe_guidance(config.get("guidance")),
         *_describe_spec(spec),
         *_describe_normalizers(weights, image_keys(spec.obs_shapes)),
         *_describe_origin(spec),
@@ -78,6 +79,14 @@ def _describe_sampler(config: Mapping[str, Any]) -> str:
     recompute = ", noise recomputed" if config["use_clipped_model_output"] else ""
     levels = f"{config['train_steps']} levels, {config['beta_schedule']}"
     return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
+
+
+def _describe_guidance(guidance: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if guidance is None:
+        return []
+    low, high = guidance["interval"]
+    clip = "in every step" if guidance["clip_inside"] else "at the end"
+    return [("guidance", f"weight {guidance['weight']:g}, noise levels {low:g} to {high:g}, clipped {clip}")]
 
 
 def _describe_vision(vision: Mapping[str, Any] | None) -> list[tuple[str, str]]:

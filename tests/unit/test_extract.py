@@ -107,6 +107,7 @@ def test_a_diffusion_policy_is_extracted_from_too(config, tmp_path):
 def test_what_is_left_behind(config):
     rows = dict(describe(extract(replace(config, guidance_weight=2.0, guidance_interval=(0.1, 0.9)))))
     assert rows["kind"] == "anchored" and rows["environment"] == ENV.id
+    assert rows["guidance"] == "weight 2, noise levels 0.1 to 0.9, clipped in every step"
     assert rows["provenance data"].startswith("data.hdf5, 20 episodes")
     assert rows["provenance steps"] == "300" and "'rule': 'threshold'" in rows["provenance config"]
     base = load_policy(config.base_policy, device="cpu")
@@ -201,6 +202,17 @@ def test_a_critic_labels_samples_of_the_base_policy(steered):
 def test_an_agent_of_another_policy_is_refused(steered, config):
     with pytest.raises(OtherBasePolicy):
         extract(replace(config, labels="critic", agent=steered.agent))
+
+
+def test_an_agent_that_rates_noise_is_refused(steered):
+    base = load_policy(steered.base_policy, device="cpu")
+    model = agent(envs=toy_envs(policy=base))
+    model.steering = {"algo": "sac", "bound": 1.5, "base_policy_sha256": base.spec.sha256}
+    model.save(steered.agent / "final.zip")
+    with pytest.raises(DsrlError, match=r"final.zip is an agent of --algo sac, whose critic rates noise"):
+        extract(steered)
+    with pytest.raises(DsrlError, match=r"there is no run folder .*nowhere"):
+        extract(replace(steered, agent=steered.agent / "nowhere"))
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
