@@ -29,6 +29,7 @@ class AnchoredPolicy(Guided):
     """
 
     kind = "anchored"
+    learns_from_bad = False
 
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
         super().__init__(base.requires_grad_(False), guidance)

@@ -30,6 +30,8 @@ class Guided(nn.Module):
     """
 
     kind: str
+    learns_from_bad = True
+    """whether its loss has a use for chunks that are bad for certain"""
 
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
         super().__init__()

@@ -173,8 +173,10 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
 def _train(
     policy: Guided, labelled: Labelled, config: ExtractConfig, origin: Mapping[str, Any], out: Path, log: _Log
 ) -> Path:
-    parts = [rows.good() if config.mode == "anchored" else rows for rows in (labelled.train, labelled.valid)]
-    rows, held_out = parts
+    parts = (labelled.train, labelled.valid)
+    rows, held_out = parts if policy.learns_from_bad else (part.good() for part in parts)
+    if not len(rows.label):
+        raise DsrlError("labels/positive_rate is 0% of the episodes for training: use the quantile rule, or --seed")
     log.say(f"{config.mode} policy, {len(rows.label)} chunks for training, {len(held_out.label)} held out")
     if config.guidance_weight > 3:
         log.say(
