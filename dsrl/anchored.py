@@ -20,8 +20,8 @@ class AnchoredPolicy(Guided):
 
     The residual is a copy of the base's network whose last layer is zero at first, as in ControlNet (arXiv 2302.05543):
     untrained, every weight gives the base to the bit, and what the base knows about observations and noise levels need
-    not be learned again. Weight 0 gives the base to the bit at any time. A chunk costs two networks, as guidance
-    always does.
+    not be learned again. Weight 0 gives the base to the bit at any time (unless ``clip_inside`` is off, which also
+    changes where the base is clipped). A chunk costs two networks, as guidance always does.
 
     Args:
         base: is never trained.
