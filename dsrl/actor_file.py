@@ -90,11 +90,7 @@ def steered_from_state(policy: FrozenPolicy, state: Mapping[str, Tensor], facts:
     deployed = facts.get("deployed", "actor")
     if deployed == "actor":
         return SteeredPolicy(policy, actor)
-    weights = {key.removeprefix("critic."): value for key, value in state.items() if key.startswith("critic.")}
-    with torch.random.fork_rng(devices=[]):
-        critic = CriticEnsemble(**facts["critic"])
-    critic.load_state_dict(weights)
-    critic = critic.to(weights["weights.0"].device).requires_grad_(False).eval()
+    critic = _critic(state, facts)
     # the base policy is a choice of one
     choice = {**facts["choice"], "candidates": 1} if deployed == "base" else facts["choice"]
     return SelectingPolicy(policy, actor, critic, choice)
@@ -113,6 +109,48 @@ def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
     Raises:
         DsrlError: when the file is missing or damaged, or the agent steers another base policy.
     """
+    state, facts = _read(path, policy)
+    try:
+        steered = steered_from_state(policy, state, facts)
+    except (KeyError, RuntimeError, TypeError, ValueError) as misfit:
+        raise DsrlError(f"{path} does not say which noise it chooses, or was edited by hand: {misfit}") from misfit
+    if not all(torch.isfinite(parameter).all() for parameter in steered.actor.parameters()):
+        raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
+    return steered
+
+
+def read_critic(path: Path, policy: FrozenPolicy) -> tuple[CriticEnsemble, Tensor, Tensor]:
+    """What a saved agent thinks of executed chunks: ``Q(cond, chunk)``, and the limits ``(Da,)`` of its actions.
+
+    Chunks are clipped to the limits before they are rated.
+
+    Raises:
+        DsrlError: as :func:`read_steered`, and for an agent that only rates noise.
+    """
+    state, facts = _read(path, policy)
+    if "critic" not in facts:
+        raise DsrlError(
+            f"{path} is an agent of --algo {facts['algo']}, whose critic rates noise, not chunks; an agent of "
+            "--algo na has one that does"
+        )
+    try:
+        critic = _critic(state, facts)
+        low, high = (torch.tensor(facts["choice"][name], device=policy.device) for name in ("low", "high"))
+    except (KeyError, RuntimeError, TypeError, ValueError) as misfit:
+        raise DsrlError(f"{path} does not say how its critic was built, or was edited by hand: {misfit}") from misfit
+    return critic, low, high
+
+
+def _critic(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> CriticEnsemble:
+    weights = {key.removeprefix("critic."): value for key, value in state.items() if key.startswith("critic.")}
+    with torch.random.fork_rng(devices=[]):
+        critic = CriticEnsemble(**facts["critic"])
+    critic.load_state_dict(weights)
+    return critic.to(weights["weights.0"].device).requires_grad_(False).eval()
+
+
+def _read(path: Path, policy: FrozenPolicy) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and facts of an agent that steers this policy."""
     if not path.exists():
         raise DsrlError(f"there is no agent at {path}")
     try:
@@ -127,10 +165,4 @@ def read_steered(path: Path, policy: FrozenPolicy) -> SteeredPolicy:
         raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {reason}") from damage
     if steers != policy.spec.sha256:
         raise OtherBasePolicy(path, steers, policy.spec.sha256)
-    try:
-        steered = steered_from_state(policy, state, facts)
-    except (KeyError, RuntimeError, TypeError, ValueError) as misfit:
-        raise DsrlError(f"{path} does not say which noise it chooses, or was edited by hand: {misfit}") from misfit
-    if not all(torch.isfinite(parameter).all() for parameter in steered.actor.parameters()):
-        raise DsrlError(f"{path} holds NaN or infinite weights; take another agent of the run, such as --agent best")
-    return steered
+    return state, facts

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,99 @@ from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.guidance import Branch, Guidance, GuidedSampler, Weight
 from dsrl.policy import Obs
 
+Policy = TypeVar("Policy", bound="Guided")
+
 LABEL_DIM = 2
 """of a label: ``(1, 0)`` is a bad action, ``(0, 1)`` a good one, and ``(0, 0)`` says nothing"""
 
 
-class GuidedPolicy(nn.Module):
+class Guided(nn.Module):
+    """What guided policies share, whatever their two branches are: a weight, and the contract of a policy.
+
+    Args:
+        base: its sampler, normalisers and box count.
+        guidance: weight, interval and clipping; part of the policy as its sampler is.
+    """
+
+    kind: str
+    learns_from_bad = True
+    """whether its loss has a use for chunks that are bad for certain"""
+
+    def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
+        super().__init__()
+        self.base = base
+        self.spec = base.spec
+        self.guidance = guidance
+        self.sampler = GuidedSampler(base.sampler, guidance, base.prediction, clip_range=base.box)
+
+    @classmethod
+    def from_config(cls: type[Policy], config: Mapping[str, Any], base: DiffusionPolicy | FlowPolicy) -> Policy:
+        """Around ``base``, from what :meth:`config_dict` gave."""
+        return cls(base, read_config(Guidance, config["guidance"]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.base.device
+
+    @property
+    def cond_dim(self) -> int:
+        """Length of the normalised, flattened observation history; what else a network is told is no part of it."""
+        return self.base.cond_dim
+
+    def encode(self, obs: Obs) -> Tensor:
+        """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``."""
+        return self.base.encode(obs)
+
+    def branches(self, cond: Tensor) -> tuple[Branch, Branch]:
+        """Reference and conditional for ``cond (B, cond_dim)``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def decode(self, cond: Tensor, noise: Tensor, weight: Weight | None = None) -> Tensor:
+        """``(B, cond_dim), (B, Tp, Da)`` -> the executed chunk ``(B, Ta, Da)`` in environment units.
+
+        Args:
+            cond, noise: as for every policy.
+            weight: of the guidance, instead of its own: one number, or one per row, ``(B,)``.
+
+        Raises:
+            ValueError: when a shape differs.
+            DsrlError: for a negative weight.
+        """
+        self.base.check_shapes(cond, noise)
+        return self.base.executed(self.sampler(*self.branches(cond), noise.to(cond), weight))
+
+    def sample(self, obs: Obs, noise: Tensor, weight: Weight | None = None) -> Tensor:
+        """``decode(encode(obs), noise, weight)``."""
+        return self.decode(self.encode(obs), noise, weight)
+
+    def at_weight(self: Policy, weight: float) -> Policy:
+        """The same networks with another weight, which is another policy.
+
+        Raises:
+            DsrlError: when it is negative.
+        """
+        # a shallow copy: the networks are shared
+        other = copy.copy(self)
+        other.guidance = replace(self.guidance, weight=weight)
+        other.sampler = GuidedSampler(self.base.sampler, other.guidance, self.base.prediction, clip_range=self.base.box)
+        other.spec = replace(self.spec, sha256="")
+        return other
+
+    def freeze(self: Policy) -> Policy:
+        """Evaluation mode, no gradients."""
+        return self.eval().requires_grad_(False)
+
+    def config_dict(self) -> dict[str, Any]:
+        """What rebuilds this policy beside its weights."""
+        return {
+            "guidance": asdict(self.guidance),
+            "base": {"kind": self.base.kind, "config": self.base.config_dict()},
+        }
+
+
+class GuidedPolicy(Guided):
     """A policy that is told to act well, and exaggerates what that changes (arXiv 2505.23458).
 
     Being a :class:`~dsrl.policy.FrozenPolicy`, it can be evaluated, saved, and steered in turn. With weight 0 it is the
@@ -37,65 +126,15 @@ class GuidedPolicy(nn.Module):
     good: Tensor
 
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
-        super().__init__()
         if base.label_dim != LABEL_DIM:
             raise ValueError(f"its network takes labels of {base.label_dim} numbers, guidance needs {LABEL_DIM}")
-        self.base = base
-        self.spec = base.spec
-        self.guidance = guidance
-        self.sampler = GuidedSampler(base.sampler, guidance, base.prediction, clip_range=base.box)
+        super().__init__(base, guidance)
         self.register_buffer("good", torch.tensor([[0.0, 1.0]]), persistent=False)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], base: DiffusionPolicy | FlowPolicy) -> GuidedPolicy:
-        """Around ``base``, from what :meth:`config_dict` gave."""
-        return cls(base, read_config(Guidance, config["guidance"]))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.base.device
-
-    @property
-    def cond_dim(self) -> int:
-        """Length of the normalised, flattened observation history; the label is not part of it."""
-        return self.base.cond_dim
-
-    def encode(self, obs: Obs) -> Tensor:
-        """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``."""
-        return self.base.encode(obs)
-
-    @torch.no_grad()
-    def decode(self, cond: Tensor, noise: Tensor, weight: Weight | None = None) -> Tensor:
-        """``(B, cond_dim), (B, Tp, Da)`` -> the executed chunk ``(B, Ta, Da)`` in environment units.
-
-        Args:
-            cond, noise: as for every policy.
-            weight: of the guidance, instead of its own: one number, or one per row, ``(B,)``.
-
-        Raises:
-            ValueError: when a shape differs.
-            DsrlError: for a negative weight.
-        """
-        base = self.base
-        base.check_shapes(cond, noise)
-        told_nothing = Branch(base.denoiser, base.tell(cond))
-        told_good = Branch(base.denoiser, base.tell(cond, self.good.expand(len(cond), -1)))
-        return base.executed(self.sampler(told_nothing, told_good, noise.to(cond), weight))
-
-    def sample(self, obs: Obs, noise: Tensor, weight: Weight | None = None) -> Tensor:
-        """``decode(encode(obs), noise, weight)``."""
-        return self.decode(self.encode(obs), noise, weight)
-
-    def at_weight(self, weight: float) -> GuidedPolicy:
-        """The same network with another weight, which is another policy.
-
-        Raises:
-            DsrlError: when it is negative.
-        """
-        other = GuidedPolicy(self.base, replace(self.guidance, weight=weight)).to(self.device)
-        other.spec = replace(self.spec, sha256="")
-        return other.train(self.training)
+    def branches(self, cond: Tensor) -> tuple[Branch, Branch]:
+        """One network that is told nothing, or to act well."""
+        good = self.base.tell(cond, self.good.expand(len(cond), -1))
+        return Branch(self.base.denoiser, self.base.tell(cond)), Branch(self.base.denoiser, good)
 
     def loss(
         self,
@@ -119,17 +158,6 @@ class GuidedPolicy(nn.Module):
             drop_out: share of the rows that are told nothing.
         """
         return self.base.loss(obs, chunk, generator, label=draw_label(labels, generator, drop_out))
-
-    def freeze(self) -> GuidedPolicy:
-        """Evaluation mode, no gradients."""
-        return self.eval().requires_grad_(False)
-
-    def config_dict(self) -> dict[str, Any]:
-        """What rebuilds this policy beside its weights."""
-        return {
-            "guidance": asdict(self.guidance),
-            "base": {"kind": self.base.kind, "config": self.base.config_dict()},
-        }
 
 
 def draw_label(labels: Tensor, generator: torch.Generator | None = None, drop_out: float = 0.1) -> Tensor:

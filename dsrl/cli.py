@@ -50,6 +50,9 @@ COMMANDS: Mapping[str, Command] = {
     "pretrain": Command(
         "train a diffusion or flow policy by behaviour cloning", "pretrain:PretrainConfig", "pretrain:pretrain"
     ),
+    "extract": Command(
+        "guide a policy towards what is good in a data set (CFGRL)", "extract:ExtractConfig", "extract:extract"
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dsrl import finetune as _finetune
 from dsrl.actor_file import read_steered
+from dsrl.cfgrl import Guided
 from dsrl.compare import compare, print_probe
 from dsrl.config import (
     ConvertConfig,
@@ -25,6 +26,7 @@ from dsrl.config import (
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
+from dsrl.guidance_curve import guidance_curve
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.plugins import ENVS, POLICIES, load_plugins
 from dsrl.policy import FrozenPolicy
@@ -114,6 +116,8 @@ def plugins(config: PluginsConfig) -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """``dsrl evaluate``"""
     console = Console()
+    if config.weights:
+        return _evaluate_weights(config, console)
     base, steered, env = _resolve(config)
     with evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward) as envs:
         comparison = compare(
@@ -129,6 +133,27 @@ def evaluate(config: EvaluateConfig) -> None:
         if steered is not None:
             film(steered, env, config.video, name="steered", noise_scale=steered.acting_scale, **settings)
         console.print(f"videos: {config.video}")
+
+
+def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:
+    """All guidance weights of one checkpoint."""
+    folder = config.target.is_dir() and not is_checkpoint(config.target)
+    policy = None if folder else load_policy(config.target, **vars(config.load), device=config.device)
+    if not isinstance(policy, Guided):
+        what = "a run folder" if folder else f"a policy of kind '{getattr(policy, 'kind', type(policy).__name__)}'"
+        raise DsrlError(
+            f"--guidance-weight is {config.guidance_weight}, but {config.target} is {what}, which is not guided; "
+            "`dsrl extract` writes a policy that is"
+        )
+    with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
+        seeds = {"seed": config.seed, "choice_seed": config.choice_seed}
+        curve = guidance_curve(policy, envs, config.weights, episodes=config.episodes, **seeds, console=console)
+    curve.print(console)
+    console.print(curve.verdict())
+    if config.json is not None:
+        curve.save(config.json)
+    if config.plot is not None:
+        curve.draw(config.plot, f"{config.target.name}: what the guidance weight does")
 
 
 def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None, EnvSpec | str]:

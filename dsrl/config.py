@@ -172,11 +172,42 @@ class EvaluateConfig:
     """write a few episodes of each policy into this folder (needs the [video] extra)"""
     video_episodes: int = 3
     """episodes per policy that are filmed"""
+    guidance_weight: str | None = None
+    """weights such as 0,1,1.5,2,3,5: play a guided checkpoint with each of them, and recommend one"""
+    choice_seed: int = 20_000_000
+    """of the first of as many other initial states, on which the recommended weight is chosen"""
+    plot: Path | None = None
+    """draw success against the guidance weight here"""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
         positive(self, "episodes", "repeats", "n_envs", "video_episodes")
+        if not self.weights:
+            if self.plot is not None:
+                raise DsrlError(
+                    "--plot draws success against the guidance weight; give --guidance-weight 0,1,1.5,2,3,5"
+                )
+            return
+        if self.repeats > 1 or self.video is not None or self.load.guidance_weight is not None:
+            raise DsrlError(
+                "--guidance-weight plays every weight once; leave out --repeats, --video and --load.guidance-weight"
+            )
+        if abs(self.seed - self.choice_seed) < self.episodes:
+            raise DsrlError(
+                f"--seed {self.seed} and --choice-seed {self.choice_seed} are less than {self.episodes} episodes "
+                "apart: the weight would be chosen on starts that it is reported on"
+            )
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those of ``guidance_weight``, each once, in order."""
+        try:
+            return tuple(sorted({float(word) for word in (self.guidance_weight or "").split(",") if word.strip()}))
+        except ValueError:
+            raise DsrlError(
+                f"--guidance-weight is '{self.guidance_weight}'; expected numbers separated by commas, such as 0,1,1.5"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from dsrl.policy import FrozenPolicy
 from dsrl.pools import Pool
 from dsrl.replay import SteeringReplayBuffer
 
-__all__ = ["STREAM", "Decision", "decisions", "fill", "read_demos", "replay_check"]
+__all__ = ["STREAM", "Decision", "decisions", "fill", "read_demos", "replay_check", "under_convention"]
 
 Decision = dict[str, np.ndarray]
 """What ``SteeringReplayBuffer.extend`` takes for one decision; every array has one row."""
@@ -39,10 +39,11 @@ STREAM = -1
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_demos(path: Path, policy: FrozenPolicy, env: EnvSpec) -> Trajectories:
+def read_demos(path: Path, policy: FrozenPolicy, env: EnvSpec | None) -> Trajectories:
     """Read a robomimic HDF5 file whose demonstrations this policy could have played in this environment.
 
-    A file that does not name its environment is taken to be of ``env`` when its shapes are right.
+    A file that does not name its environment is taken to be of ``env`` when its shapes are right, and any file does
+    where ``env`` is None.
 
     Returns:
         the episodes, with ``obs_shapes`` as the policy concatenates them.
@@ -52,7 +53,7 @@ def read_demos(path: Path, policy: FrozenPolicy, env: EnvSpec) -> Trajectories:
     """
     path = Path(path)
     data = read_hdf5(path)
-    if data.env is not None and _identity(data.env) != _identity(env):
+    if env is not None and data.env is not None and _identity(data.env) != _identity(env):
         raise DsrlError(
             f"{path} holds demonstrations of {data.env.id}, this run is on {env.id}; "
             f"give it demonstrations of {env.id} (`dsrl collect` records some)"
@@ -122,6 +123,31 @@ def decisions(
         rewards, terminated = _rebuild(episode, reward, data.env, number)
         cut += _cut(episode, data.obs_shapes, policy, gamma, rewards, terminated, action_space)
     return cut
+
+
+def under_convention(data: Trajectories, reward: str) -> Trajectories:
+    """The same episodes as training would have played them: rewarded, ended, and cut off where it would have ended.
+
+    Args:
+        data: as :func:`read_demos` returns them.
+        reward: as in :func:`decisions`.
+
+    Raises:
+        DsrlError: for an unknown convention, or when the file does not say what the convention needs.
+    """
+    reward = _convention(reward, data)
+    played = []
+    for number, episode in enumerate(data.episodes):
+        rewards, terminated = _rebuild(episode, reward, data.env, number)
+        steps = len(rewards)
+        obs, next_obs = ({key: values[:steps] for key, values in of.items()} for of in (episode.obs, episode.next_obs))
+        ends = (np.arange(steps) == steps - 1) & terminated
+        played.append(
+            replace(
+                episode, obs=obs, next_obs=next_obs, actions=episode.actions[:steps], rewards=rewards, terminated=ends
+            )
+        )
+    return replace(data, episodes=tuple(played))
 
 
 def _convention(reward: str, data: Trajectories) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import Tensor
 from dsrl.chunk_policy import ChunkPolicy, read_config, weighted_error
 from dsrl.policy import Obs, PolicySpec
 from dsrl.sampler import Sampler, ddim_steps, flow_steps
+
+DenoiserCall = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(B, Tp, Da), (B,), (B, C) -> (B, Tp, Da)``"""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class DiffusionPolicy(ChunkPolicy):
         *,
         label: Tensor | None = None,
         weight: Tensor | None = None,
+        denoiser: DenoiserCall | None = None,
     ) -> Tensor:
         """Mean squared error of the prediction at random noise levels.
 
@@ -127,6 +131,7 @@ class DiffusionPolicy(ChunkPolicy):
             generator: on the policy's device.
             label: ``(B, label_dim)``, what the network is told.
             weight: ``(B,)`` of each row in the mean.
+            denoiser: ``(x, t, cond)`` to train instead of the policy's own.
         """
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -137,7 +142,7 @@ class DiffusionPolicy(ChunkPolicy):
             "sample": lambda: x0,
             "v_prediction": lambda: self.train_scheduler.get_velocity(x0, noise, t),
         }[self.config.prediction_type]()
-        return weighted_error(self.denoiser(noisy, t, self.tell(cond, label)), target, weight)
+        return weighted_error((denoiser or self.denoiser)(noisy, t, self.tell(cond, label)), target, weight)
 
 
 class FlowPolicy(ChunkPolicy):
@@ -169,6 +174,7 @@ class FlowPolicy(ChunkPolicy):
         *,
         label: Tensor | None = None,
         weight: Tensor | None = None,
+        denoiser: DenoiserCall | None = None,
     ) -> Tensor:
         """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
         cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
@@ -176,7 +182,8 @@ class FlowPolicy(ChunkPolicy):
         sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
         told, time = self.tell(cond, label), sigma.flatten() * self.config.train_steps
-        return weighted_error(self.denoiser(torch.lerp(x0, noise, sigma), time, told), noise - x0, weight)
+        prediction = (denoiser or self.denoiser)(torch.lerp(x0, noise, sigma), time, told)
+        return weighted_error(prediction, noise - x0, weight)
 
 
 def ddim_scheduler(config: DiffusionConfig) -> DDIMScheduler:

@@ -125,6 +125,10 @@ class Branch(NamedTuple):
     """``(B, C)``"""
 
 
+class Addend(Branch):
+    """A conditional branch that predicts what is to be added to the reference."""
+
+
 class GuidedSampler:
     """Runs the reference's sampler on the guided prediction.
 
@@ -169,7 +173,11 @@ class GuidedSampler:
         weights = [self.guidance.weight_at(step.noise_level, weight) for step in self.sampler.steps]
         if _all(weights, 0.0):
             return self.sampler(*reference, noise)
-        if _all(weights, 1.0) and self.conditional_prediction == self.prediction:
+        if (
+            _all(weights, 1.0)
+            and self.conditional_prediction == self.prediction
+            and not isinstance(conditional, Addend)
+        ):
             return self._sampler_of(conditional, reference)(*conditional, noise)
         with torch.inference_mode():
             chunk = self.sampler.run(self._predictor(reference, conditional, noise.shape[1:], weights), noise)
@@ -179,8 +187,9 @@ class GuidedSampler:
         self, reference: Branch, conditional: Branch, shape: Sequence[int], weights: Sequence[Weight]
     ) -> Predictor:
         own = self._sampler_of(conditional, reference)
-        # where the weight is 1 outside the interval, the reference has no say
-        alone = own.predictor(*conditional, shape) if any(_all([weight], 1.0) for weight in weights) else None
+        # where the weight is 1 outside the interval, the reference has no say, unless it is added to
+        asked = not isinstance(conditional, Addend) and any(_all([weight], 1.0) for weight in weights)
+        alone = own.predictor(*conditional, shape) if asked else None
         pair = self._pair(reference, conditional, shape)
 
         def predict(index: int, x: Tensor) -> Tensor:
@@ -200,7 +209,14 @@ class GuidedSampler:
             both = self.sampler.predictor(reference.denoiser, torch.cat([reference.cond, conditional.cond]), shape)
             return lambda index, x: both(index, torch.cat([x, x])).chunk(2)
         first, second = self.sampler.predictor(*reference, shape), self.second.predictor(*conditional, shape)
-        return lambda index, x: (first(index, x), second(index, x))
+        if not isinstance(conditional, Addend):
+            return lambda index, x: (first(index, x), second(index, x))
+
+        def sum_up(index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            prediction = first(index, x)
+            return prediction, prediction + second(index, x)
+
+        return sum_up
 
     def _sampler_of(self, conditional: Branch, reference: Branch) -> Sampler:
         return self.sampler if conditional.denoiser is reference.denoiser else self.second

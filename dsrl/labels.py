@@ -109,7 +109,7 @@ def label(advantages: Tensor, rule: Rule, q: Tensor, returns: Tensor) -> tuple[T
         DsrlError: when all labels are of one class, or an advantage is not finite.
     """
     if not torch.isfinite(advantages).all():
-        raise DsrlError("labels/advantage is not finite: the critic has diverged; train it with a smaller --lr")
+        raise DsrlError("labels/advantage is not finite: the critic has diverged; train it with a smaller --values.lr")
     labels = rule(advantages.amin(dim=0))
     report = LabelReport(float(labels.mean()), float(flip_rate(advantages, rule)), auc(q, returns > returns.mean()))
     low, high = (float(value) for value in labels.aminmax())

@@ -157,9 +157,16 @@ class MLPDenoiser(_FlatDenoiser):
         super().__init__(horizon, cond_dim, time_dim, activation, cond_mlp_dims)
         width, chunk_dim = hidden_dims[0], horizon * action_dim
         dim_in = chunk_dim + time_dim + self.encoded_dim
-        self.layers = residual_mlp(dim_in, width, len(hidden_dims) // 2, chunk_dim, activation, layer_norm)
+        self.layers: nn.Sequential = residual_mlp(
+            dim_in, width, len(hidden_dims) // 2, chunk_dim, activation, layer_norm
+        )
         self.is_foldable = activation == "Mish" and not layer_norm
         """whether nothing but Mish stands between the linear layers; see :mod:`dsrl.sampler`"""
+
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """The layer that the prediction comes out of."""
+        return (self.layers[-1],)
 
 
 class PlainMLPDenoiser(_FlatDenoiser):
@@ -187,7 +194,12 @@ class PlainMLPDenoiser(_FlatDenoiser):
         super().__init__(horizon, cond_dim, time_dim, activation, cond_mlp_dims)
         chunk_dim = horizon * action_dim
         dims = [chunk_dim + time_dim + self.encoded_dim, *hidden_dims, chunk_dim]
-        self.layers = PlainMLP(dims, activation, layer_norm)
+        self.layers: PlainMLP = PlainMLP(dims, activation, layer_norm)
+
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """The layer that the prediction comes out of."""
+        return (self.layers.linears[-1],)
 
 
 class GaussianActor(nn.Module):

@@ -67,9 +67,14 @@ class StagedDenoiser(nn.Module):
     def __init__(self, action_dim: int, horizon: int, cond_dim: int, network: Mapping[str, Any], switch: float):
         super().__init__()
         sizes = {"action_dim": action_dim, "horizon": horizon, "cond_dim": cond_dim}
-        self.early = build_denoiser({**network, **sizes})
-        self.late = build_denoiser({**network, **sizes})
+        self.early: Any = build_denoiser({**network, **sizes})
+        self.late: Any = build_denoiser({**network, **sizes})
         self.switch = switch
+
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """The layers that the prediction comes out of."""
+        return (*self.early.outputs, *self.late.outputs)
 
     def at(self, time: float) -> nn.Module:
         """The network for one time, where that is known without asking the device."""
@@ -236,6 +241,11 @@ class ConditionalUnet1D(nn.Module):
         self.final_conv = nn.Sequential(
             ConvBlock(down_dims[0], down_dims[0], **conv), nn.Conv1d(down_dims[0], action_dim, 1)
         )
+
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """The layer that the prediction comes out of."""
+        return (self.final_conv[-1],)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """``(B, Tp, Da), (B,) or (), (B, C)`` -> ``(B, Tp, Da)``."""

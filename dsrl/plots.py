@@ -64,6 +64,31 @@ def learning_curves(runs: Mapping[str, Sequence[Rows]], out: Path, title: str) -
     _finish(figure, axes, out)
 
 
+def weight_curve(rows: Rows, out: Path, title: str, recommended: float) -> None:
+    """Draw success against the guidance weight with its Wilson intervals, and mark one weight.
+
+    Args:
+        rows: with ``weight``, ``success_rate``, ``success_low`` and ``success_high``, in the order of the weights.
+        out: picture to write.
+        title: above it.
+        recommended: one of the weights.
+
+    Raises:
+        RunFailed: when the picture cannot be written.
+    """
+    figure, axes = _axes(title)
+    axes.set_xlabel("guidance weight")
+    axes.xaxis.set_major_formatter("{x:g}")
+    weights, rates, low, high = (
+        [row[name] for row in rows] for name in ("weight", "success_rate", "success_low", "success_high")
+    )
+    axes.fill_between(weights, low, high, color=_COLOURS[0], alpha=0.16, linewidth=0)
+    axes.plot(weights, rates, color=_COLOURS[0], linewidth=2.4, marker="o", markersize=4.3)
+    label = f"weight {recommended:g}, chosen on other starts"
+    axes.axvline(recommended, color=_BASE_COLOUR, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
+    _finish(figure, axes, out)
+
+
 def _steered(rows: Rows) -> list[Mapping[str, Any]]:
     """What would have been deployed; an agent may change between its actor and a choice among random candidates."""
     return sorted((row for row in rows if row["policy"] == "steered"), key=lambda row: row["env_steps"])

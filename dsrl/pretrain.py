@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dsrl.errors import DsrlError, RunFailed
+from dsrl.errors import DsrlError
 
 if TYPE_CHECKING:
     import torch
 
     from dsrl.data import Trajectories
     from dsrl.policy import PolicySpec
+    from dsrl.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def pretrain(config: PretrainConfig) -> Path:
     from dsrl.data import read_hdf5
     from dsrl.device import auto_device
     from dsrl.pretrained import save_policy
+    from dsrl.training import Trainer
 
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
@@ -101,7 +103,7 @@ def pretrain(config: PretrainConfig) -> Path:
         f"{len(data)} episodes ({successes} successes), {len(train[0])} windows for training, {len(valid[0])} held out"
     )
     console.print(f"{config.kind} policy, {sum(p.numel() for p in policy.parameters()):,} parameters, on {device}")
-    trainer = _Trainer(policy, config)
+    trainer = Trainer(policy, config)
     try:
         trainer.run(train, valid)
     except KeyboardInterrupt:
@@ -115,73 +117,6 @@ def pretrain(config: PretrainConfig) -> Path:
     if success is not None:
         save_policy(_described(trainer, config, data, success=success), out)
     return out
-
-
-class _Trainer:
-    """The optimisation; ``ema`` holds the averaged policy at any time."""
-
-    def __init__(self, policy: Any, config: PretrainConfig):
-        import copy
-
-        import torch
-
-        self.policy, self.config = policy, config
-        self.ema = copy.deepcopy(policy).freeze()
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.steps)
-        self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
-        self.step = 0
-        self.train_loss = self.valid_loss = float("nan")
-
-    def run(self, train: tuple[torch.Tensor, torch.Tensor], valid: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """``config.steps`` gradient steps on ``(obs, chunks)``."""
-        report_every = max(1, min(100, self.config.steps // 10))
-        self.policy.train()
-        with _progress() as progress:
-            task = progress.add_task("training", total=self.config.steps, loss="", valid="", speed="")
-            while self.step < self.config.steps:
-                loss = self.update(*train)
-                if self.step % report_every and self.step < self.config.steps:
-                    continue
-                # reading the loss waits for the device, so it is done now and then only
-                self.train_loss = float(loss)
-                if self.train_loss != self.train_loss or self.train_loss == float("inf"):
-                    raise RunFailed(f"the loss is {self.train_loss} at step {self.step}; try a smaller --lr")
-                if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
-                    self.valid_loss = self.validate(*valid)
-                speed = progress.tasks[task].speed or 0.0
-                shown = {"loss": f"{self.train_loss:.4f}", "valid": f"{self.valid_loss:.4f}", "speed": f"{speed:.0f}"}
-                progress.update(task, completed=self.step, **shown)
-
-    def update(self, obs: torch.Tensor, chunks: torch.Tensor) -> torch.Tensor:
-        """One gradient step on a random batch."""
-        import torch
-
-        rows = torch.randint(
-            len(obs), (self.config.batch_size,), generator=self.generator, device=self.generator.device
-        )
-        loss = self.policy.loss(obs[rows], chunks[rows], self.generator)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        # the average of few steps must not remember the random initial weights
-        decay = min(self.config.ema_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            for average, weight in zip(self.ema.parameters(), self.policy.parameters(), strict=True):
-                average.lerp_(weight, 1 - decay)
-        return loss.detach()
-
-    def validate(self, obs: torch.Tensor, chunks: torch.Tensor, limit: int = 4096) -> float:
-        """Loss of the averaged weights, with the same noise every time."""
-        import torch
-
-        if len(obs) == 0:
-            return float("nan")
-        generator = torch.Generator(device=self.policy.device).manual_seed(0)
-        with torch.no_grad():
-            return float(self.ema.loss(obs[:limit], chunks[:limit], generator))
 
 
 def _check(config: PretrainConfig) -> None:
@@ -237,7 +172,7 @@ def _tensors(data: Trajectories, spec: PolicySpec, device: torch.device) -> tupl
     return torch.from_numpy(obs).to(device), torch.from_numpy(chunks).to(device)
 
 
-def _described(trainer: _Trainer, config: PretrainConfig, data: Trajectories, **more: Any) -> Any:
+def _described(trainer: Trainer, config: PretrainConfig, data: Trajectories, **more: Any) -> Any:
     """The averaged policy, knowing where it came from."""
     import hashlib
 
@@ -277,15 +212,3 @@ def _rollout(policy: Any, config: PretrainConfig, say: Callable[[str], None]) ->
         return None
     say(f"success {result.describe()}")
     return result.describe()
-
-
-def _progress() -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  valid {task.fields[valid]}  {task.fields[speed]} steps/s"),
-        TimeRemainingColumn(),
-    )

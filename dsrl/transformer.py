@@ -65,6 +65,11 @@ class TransformerDenoiser(nn.Module):
         self.register_buffer("mask", masks[0], persistent=False)
         self.register_buffer("memory_mask", masks[1], persistent=False)
 
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """The layer that the prediction comes out of."""
+        return (self.head,)
+
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """``(B, Tp, Da), (B,) or (), (B, C)`` -> ``(B, Tp, Da)``."""
         time = self.time_emb(t.reshape(-1)).expand(len(x), -1)

@@ -43,14 +43,14 @@ class ValuesConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.expectile < 1.0:
-            raise DsrlError(f"--expectile is {self.expectile}; it must be above 0 and below 1, 0.5 is the mean")
+            raise DsrlError(f"--values.expectile is {self.expectile}; it must be above 0 and below 1, 0.5 is the mean")
         if not 0.0 < self.tau <= 1.0:
-            raise DsrlError(f"--tau is {self.tau}; it must be above 0 and at most 1")
+            raise DsrlError(f"--values.tau is {self.tau}; it must be above 0 and at most 1")
         if self.lr <= 0:
-            raise DsrlError(f"--lr is {self.lr}; it must be positive")
+            raise DsrlError(f"--values.lr is {self.lr}; it must be positive")
         for name in ("n_critics", "steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise DsrlError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+                raise DsrlError(f"--values.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
 
 class ImplicitQ(nn.Module):
@@ -152,7 +152,7 @@ def fit_values(
         read = {name: float(value) for name, value in metrics.items()}
         for name, value in read.items():
             if not math.isfinite(value):
-                raise LossNotFinite(f"{name} is {value} after {step} gradient steps; try a smaller --lr")
+                raise LossNotFinite(f"{name} is {value} after {step} gradient steps; try a smaller --values.lr")
         if report is not None:
             report(step, read)
     return learner.requires_grad_(False)

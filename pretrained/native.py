@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dsrl.actor import NoiseActor
+from dsrl.anchored import AnchoredPolicy
 from dsrl.awr import GaussianPolicy
 from dsrl.cfgrl import GuidedPolicy
 from dsrl.config import LoadConfig
@@ -216,6 +217,13 @@ def _build_guided(config: Mapping[str, Any], spec: PolicySpec, weights: Weights)
     return GuidedPolicy.from_config(config, base)
 
 
+def _build_anchored(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
+    base: Any = KINDS[config["base"]["kind"]](config["base"]["config"], spec, _of_base(weights))
+    anchored = AnchoredPolicy.from_config(config, base)
+    anchored.spec = spec
+    return anchored
+
+
 def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
     inner = config["base"]
     base_weights = _of_base(weights)
@@ -245,6 +253,7 @@ KINDS: dict[str, Builder] = {
     "flow": _build_flow,
     "gaussian": _build_gaussian,
     "guided": _build_guided,
+    "anchored": _build_anchored,
     "steered": _build_steered,
     "selecting": _build_steered,
     "toy": _build_toy,

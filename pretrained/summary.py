@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dsrl.config import LoadConfig
+from dsrl.guidance import Guidance
 from dsrl.policy import PolicySpec
 from dsrl.pretrained.loading import find_live, read_checkpoint
 from dsrl.pretrained.native import Weights, build_policy
@@ -39,6 +40,7 @@ def describe(path: str | Path, load: LoadConfig | None = None) -> list[tuple[str
         *_describe_vision(inner.get("vision")),
         ("prediction", inner.get("prediction_type", "velocity" if "shift" in inner else "-")),
         ("sampler", _describe_sampler(inner)),
+        *_describe_guidance(getattr(policy, "guidance", None)),
         *_describe_spec(spec),
         *_describe_normalizers(weights, image_keys(spec.obs_shapes)),
         *_describe_origin(spec),
@@ -78,6 +80,14 @@ def _describe_sampler(config: Mapping[str, Any]) -> str:
     recompute = ", noise recomputed" if config["use_clipped_model_output"] else ""
     levels = f"{config['train_steps']} levels, {config['beta_schedule']}"
     return f"DDIM, {steps} of {levels}, {config['timestep_spacing']}, {clip}{recompute}"
+
+
+def _describe_guidance(guidance: Guidance | None) -> list[tuple[str, str]]:
+    if guidance is None:
+        return []
+    low, high = guidance.interval
+    clip = "in every step" if guidance.clip_inside else "at the end"
+    return [("guidance", f"weight {guidance.weight:g}, noise levels {low:g} to {high:g}, clipped {clip}")]
 
 
 def _describe_vision(vision: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -63,6 +63,11 @@ def test_04_remote_policy_server(checkpoint, toy_checkpoint, tmp_path):
     assert re.match(r"Over the wire chunks differ by 0\.0e\+00; steered 40 of them", sentence)
 
 
+def test_05_extract(tmp_path):
+    before, after = success_rates(run("05_extract.py", cwd=tmp_path))
+    assert after >= before + 15
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_fits_on_a_page(path):
     assert len(path.read_text().splitlines()) <= 80

@@ -10,11 +10,12 @@ ROOT = Path(__file__).resolve().parents[2]
 _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
-          transitions labels chunk_policy""",
+          transitions labels chunk_policy training""",
     1: "diffusion guidance values steered replay noise_policy",
     2: "noise_losses demo_mix piloted awr cfgrl",
-    3: "noise_aliased agents actor_file",
-    4: "algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video",
+    3: "noise_aliased agents actor_file anchored",
+    4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
+          extract labelled guidance_curve""",
     5: "cli commands",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}

@@ -141,7 +141,7 @@ def test_a_newer_version_asks_for_an_update(path):
 
 def test_an_unknown_kind_is_named(path):
     edit(path, kind="telepathy")
-    refused(path, r"kind 'telepathy'; known are \['diffusion', 'flow'")
+    refused(path, r"kind 'telepathy'; known are \['anchored', 'diffusion', 'flow'")
 
 
 @pytest.mark.parametrize(

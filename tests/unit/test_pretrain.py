@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import dsrl.pretrain
 from dsrl.data import Trajectories, Trajectory, write_hdf5
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.pretrain import PretrainConfig, pretrain
 from dsrl.pretrained import describe, load_policy
+from dsrl.training import Trainer
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_the_unet_reads_a_history(config):
 
 
 def test_ctrl_c_keeps_what_was_learned(config, monkeypatch, capsys):
-    update = dsrl.pretrain._Trainer.update
+    update = Trainer.update
 
     def interrupted(trainer, *batch):
         if trainer.step == 7:
             raise KeyboardInterrupt
         return update(trainer, *batch)
 
-    monkeypatch.setattr(dsrl.pretrain._Trainer, "update", interrupted)
+    monkeypatch.setattr(Trainer, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config)
     partial = config.out.with_name("base.pt.partial")

@@ -156,10 +156,10 @@ def test_a_loss_that_diverges_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"expectile": 1.0}, "--expectile is 1.0"),
-        ({"tau": 0.0}, "--tau is 0.0"),
-        ({"lr": 0.0}, "--lr is 0.0"),
-        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"expectile": 1.0}, r"--values\.expectile is 1.0"),
+        ({"tau": 0.0}, r"--values\.tau is 0.0"),
+        ({"lr": 0.0}, r"--values\.lr is 0.0"),
+        ({"batch_size": 0}, r"--values\.batch-size is 0"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

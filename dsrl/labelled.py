@@ -1,0 +1,260 @@
+"""Chunks to learn from, each with the probability of being a good one: recorded ones, or samples of the base policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from dsrl.critics import CriticEnsemble, reduce_q
+from dsrl.data import Trajectories, bc_windows
+from dsrl.demos import under_convention
+from dsrl.diffusion import DiffusionPolicy, FlowPolicy
+from dsrl.errors import DsrlError
+from dsrl.labels import LabelReport, Rule, auc, label
+from dsrl.policy import FrozenPolicy, PolicySpec
+from dsrl.transitions import cut_transitions
+from dsrl.values import ValuesConfig, fit_values, label_transitions
+
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length."""
+
+    obs: Tensor
+    """``(N, To, Do)`` in environment units"""
+    chunk: Tensor
+    """``(N, Tp, Da)`` in environment units, the whole horizon"""
+    label: Tensor
+    """``(N,)`` in [0, 1]"""
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a loss takes."""
+        return self.obs, self.chunk, self.label
+
+    def good(self) -> Rows:
+        """Without those that are bad for certain."""
+        rows = self.label > 0
+        return Rows(self.obs[rows], self.chunk[rows], self.label[rows])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a guided policy is trained on."""
+
+    train: Rows
+    valid: Rows
+    """of other episodes"""
+    report: LabelReport
+    held_out_auc: float = float("nan")
+    """of the episodes that the critic has not learned from"""
+
+    def metrics(self) -> dict[str, float]:
+        """For a logger; those that say nothing are left out."""
+        found = {**self.report.metrics(), "labels/auc_held_out": self.held_out_auc}
+        return {name: value for name, value in found.items() if value == value}
+
+
+def windows(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(N, To, Do), (N, Tp, Da)``, one row per env step."""
+    obs, chunk = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
+    return torch.from_numpy(obs).to(device), torch.from_numpy(chunk).to(device)
+
+
+def label_recorded(
+    train: Trajectories,
+    valid: Trajectories,
+    policy: FrozenPolicy,
+    rule: Rule,
+    values: ValuesConfig,
+    *,
+    gamma: float,
+    reward: str,
+    source: str,
+    report: Report | None = None,
+) -> Labelled:
+    """Label what was recorded by the values of implicit Q-learning on ``train``.
+
+    Args:
+        train, valid: episodes, as :func:`~dsrl.demos.read_demos` returns them.
+        policy: whose history, chunk and normaliser count.
+        rule: from advantages to labels; over both parts at once.
+        values: how values are learned.
+        gamma: discount per env step.
+        reward: convention, as in training.
+        source: of the data, for messages.
+        report: is told the step and the losses of the values.
+
+    Raises:
+        DsrlError: without rewards, or with labels of one class; the message names the metric.
+        LossNotFinite: when the values have diverged.
+    """
+    both = Trajectories((*train.episodes, *valid.episodes), train.obs_shapes, train.env)
+    if not any(episode.success or np.any(episode.rewards) for episode in both.episodes):
+        raise DsrlError(
+            f"{source} has no rewards: all {both.n_steps} of them are 0 and no episode is marked as a success, so "
+            "there is no advantage to label actions by; record rewards, or let an agent rate samples of the base "
+            "policy (--labels critic --agent RUN)"
+        )
+    played = under_convention(both, reward)
+    cut = cut_transitions(played, policy, gamma, source)
+    learned_from = sum(len(episode) for episode in played.episodes[: len(train)])
+    learner = fit_values(cut.at(torch.arange(learned_from, device=policy.device)), values, report)
+    labels, quality = label_transitions(learner, cut, rule)
+    # what comes after the end has no label
+    steps = zip(both.episodes, played.episodes, strict=True)
+    kept = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
+    obs, chunk = (column[torch.from_numpy(kept)] for column in windows(both, policy.spec, policy.device))
+
+    def rows(part: slice) -> Rows:
+        return Rows(obs[part], chunk[part], labels[part])
+
+    unseen = cut.at(torch.arange(learned_from, len(cut), device=policy.device))
+    held_out = float("nan")
+    if len(unseen):
+        returns = learner.returns(cut)[learned_from:]
+        held_out = auc(reduce_q(learner.q(unseen.cond, unseen.chunk), "min"), returns > returns.mean())
+    return Labelled(rows(slice(learned_from)), rows(slice(learned_from, None)), quality, held_out)
+
+
+@dataclass(frozen=True)
+class ChunkCritic:
+    """What rates the executed chunks of a policy; see :func:`~dsrl.actor_file.read_critic`."""
+
+    q: CriticEnsemble
+    low: Tensor
+    high: Tensor
+
+
+def label_samples(
+    train: Trajectories,
+    valid: Trajectories,
+    base: DiffusionPolicy | FlowPolicy,
+    rule: Rule,
+    critic: ChunkCritic,
+    *,
+    candidates: int,
+    states: int,
+    seed: int,
+) -> Labelled:
+    """Label samples of the base policy at recorded observations, by a critic and against each other.
+
+    No action of the data is used, and no env step is taken: all chunks are what the base policy does anyway, and the
+    mean over its samples is the value that an advantage is counted from.
+
+    Args:
+        train, valid: episodes, of which the observations count.
+        base: makes the chunks.
+        rule: from advantages to labels, at every observation for itself.
+        critic: rates them, the most pessimistic of its members.
+        candidates: samples per observation.
+        states: observations at most; of the held-out ones a quarter of that.
+        seed: of the choice of observations and of the samples.
+
+    Raises:
+        DsrlError: with labels of one class; the message names the metric.
+    """
+    generator = torch.Generator(device=base.device).manual_seed(seed)
+
+    def at_each(advantages: Tensor) -> Tensor:
+        return torch.cat([rule(one) for one in advantages.split(candidates)])
+
+    def sampled(data: Trajectories, most: int) -> tuple[Rows, LabelReport | None]:
+        obs = windows(data, base.spec, base.device)[0] if len(data) else torch.empty(0)
+        if not len(obs):
+            nothing = torch.zeros(0, device=base.device)
+            return Rows(nothing, nothing, nothing), None
+        obs = obs[torch.randperm(len(obs), generator=generator, device=base.device)[:most]]
+        chunk, q = _rated_samples(base, obs, critic, candidates, generator)
+        # one value for all critics, as in implicit Q-learning
+        advantages = (q - q.amin(0).mean(dim=-1, keepdim=True)).flatten(1)
+        # there is no return to compare with
+        labels, report = label(advantages, at_each, q.amin(0).flatten(), torch.zeros_like(advantages[0]))
+        return Rows(obs.repeat_interleave(candidates, dim=0), chunk, labels), report
+
+    rows, report = sampled(train, states)
+    assert report is not None, "a split leaves at least one episode for training"
+    return Labelled(rows, sampled(valid, max(1, states // 4))[0], report)
+
+
+@torch.no_grad()
+def _rated_samples(
+    base: DiffusionPolicy | FlowPolicy, obs: Tensor, critic: ChunkCritic, candidates: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Whole chunks ``(B * N, Tp, Da)`` in environment units, and Q of each critic ``(E, B, N)``."""
+    chunks, ratings = [], []
+    for part in obs.split(max(1, 4096 // candidates)):
+        cond = base.encode(part)
+        told = base.tell(cond).repeat_interleave(candidates, dim=0)
+        noise = torch.randn(len(told), *base.spec.noise_shape, generator=generator, device=base.device)
+        whole = base.sampler(base.denoiser, told, noise)
+        played = base.executed(whole).clamp(critic.low, critic.high)
+        ratings.append(critic.q(cond, rearrange(played, "(b n) t d -> b n (t d)", n=candidates)))
+        chunks.append(base.action_normalizer.unnormalize(whole))
+    return torch.cat(chunks), torch.cat(ratings, dim=1)
+
+
+# -- could the base policy have done that? ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Support:
+    """How far recorded chunks lie from what a policy does at the same observations."""
+
+    distance: float
+    """median over the observations, to the nearest sample, in standard deviations of the recorded actions"""
+    foreign_share: float
+    """of the recorded chunks, those farther off than 95 % of the policy's own samples; .05 is a perfect match"""
+    samples: int
+
+    def metrics(self) -> dict[str, float]:
+        """For a logger."""
+        return {"data/distance": self.distance, "data/foreign_share": self.foreign_share}
+
+    def concern(self) -> str | None:
+        """What speaks against extracting from these data, naming the metrics."""
+        if self.foreign_share <= 0.5 or self.distance < 0.05:
+            return None
+        return (
+            f"data/foreign_share is {self.foreign_share:.0%} and data/distance {self.distance:.2f}: so many of the "
+            f"recorded chunks lie farther from the nearest of {self.samples} samples of the base policy than 95 % of "
+            "its own samples do, half of them by more than that many standard deviations. It could hardly have "
+            "produced them; how the two behaviours differ will be learned as if it were good, and a weight above 1 "
+            "exaggerates it"
+        )
+
+
+@torch.no_grad()
+def support(
+    base: FrozenPolicy, obs: Tensor, chunk: Tensor, *, samples: int = 16, states: int = 512, seed: int = 0
+) -> Support:
+    """Compare recorded chunks with samples of a policy.
+
+    Args:
+        base: the policy.
+        obs: ``(N, To, Do)``, recorded.
+        chunk: ``(N, Ta, Da)``, what was executed there.
+        samples: of the policy per observation.
+        states: observations at most, drawn at random.
+        seed: of the draw and of the samples.
+    """
+    generator = torch.Generator(device=obs.device).manual_seed(seed)
+    scale = chunk.flatten(0, 1).std(dim=0)
+    scale = scale.clamp_min(0.01 * float(scale.max())).clamp_min(1e-6)
+    rows = torch.randperm(len(obs), generator=generator, device=obs.device)[:states]
+    cond, recorded = base.encode(obs[rows]), chunk[rows]
+    noise: Any = torch.randn(samples + 1, len(rows), *base.spec.noise_shape, generator=generator, device=obs.device)
+    made = torch.stack([base.decode(cond, each) for each in noise])
+
+    def nearest(one: Tensor) -> Tensor:
+        return ((made[:-1] - one) / scale).square().flatten(2).mean(dim=2).sqrt().amin(dim=0)
+
+    theirs, own = nearest(recorded), nearest(made[-1])
+    return Support(float(theirs.median()), float((theirs > own.quantile(0.95)).float().mean()), samples)

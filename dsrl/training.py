@@ -1,0 +1,121 @@
+"""Gradient steps on a policy's own loss, and the moving average of its weights that is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from dsrl.errors import RunFailed
+
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+class _Settings(Protocol):
+    """What the recipes that train a policy have in common: frozen dataclasses, so these are read only."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Trainer:
+    """The optimisation; ``ema`` holds the averaged policy at any time.
+
+    Args:
+        policy: its ``loss(*columns, generator)`` goes down; what requires no gradient stays as it is.
+        config: steps, batch_size, lr, weight_decay, ema_decay and seed.
+        report: is told the step and the losses now and then.
+    """
+
+    def __init__(self, policy: Any, config: _Settings, report: Report | None = None):
+        self.policy, self.config, self.report = policy, config, report
+        self.ema = copy.deepcopy(policy)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        # before the average is frozen: which of its weights are those that move
+        self._averages = [parameter for parameter in self.ema.parameters() if parameter.requires_grad]
+        self._trained = trained
+        self.ema.freeze()
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.steps)
+        self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
+        self.step = 0
+        self.train_loss = self.valid_loss = float("nan")
+
+    def run(self, train: Sequence[Tensor], valid: Sequence[Tensor]) -> None:
+        """``config.steps`` gradient steps on columns of equal length, such as ``(obs, chunks)``.
+
+        Raises:
+            RunFailed: when the loss is no longer finite.
+        """
+        report_every = max(1, min(100, self.config.steps // 10))
+        self.policy.train()
+        with _progress() as progress:
+            task = progress.add_task("training", total=self.config.steps, loss="", valid="", speed="")
+            while self.step < self.config.steps:
+                loss = self.update(*train)
+                if self.step % report_every and self.step < self.config.steps:
+                    continue
+                # reading the loss waits for the device, so it is done now and then only
+                self.train_loss = float(loss)
+                if self.train_loss != self.train_loss or self.train_loss == float("inf"):
+                    raise RunFailed(f"the loss is {self.train_loss} at step {self.step}; try a smaller --lr")
+                if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
+                    self.valid_loss = self.validate(*valid)
+                speed = progress.tasks[task].speed or 0.0
+                shown: Any = {
+                    "loss": f"{self.train_loss:.4f}",
+                    "valid": f"{self.valid_loss:.4f}",
+                    "speed": f"{speed:.0f}",
+                }
+                progress.update(task, completed=self.step, **shown)
+                if self.report is not None:
+                    self.report(self.step, {"train/loss": self.train_loss, "valid/loss": self.valid_loss})
+
+    def update(self, *columns: Tensor) -> Tensor:
+        """One gradient step on a random batch."""
+        size = (self.config.batch_size,)
+        rows = torch.randint(len(columns[0]), size, generator=self.generator, device=self.generator.device)
+        loss = self.policy.loss(*(column[rows] for column in columns), self.generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        # the average of few steps must not remember the random initial weights
+        decay = min(self.config.ema_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            for average, weight in zip(self._averages, self._trained, strict=True):
+                average.lerp_(weight, 1 - decay)
+        return loss.detach()
+
+    def validate(self, *columns: Tensor, limit: int = 4096) -> float:
+        """Loss of the averaged weights, with the same noise every time; NaN without rows."""
+        if len(columns[0]) == 0:
+            return float("nan")
+        generator = torch.Generator(device=self.policy.device).manual_seed(0)
+        with torch.no_grad():
+            return float(self.ema.loss(*(column[:limit] for column in columns), generator))
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  valid {task.fields[valid]}  {task.fields[speed]} steps/s"),
+        TimeRemainingColumn(),
+    )
