@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsrl.chunk_policy import ChunkPolicy, read_config
+from dsrl.chunk_policy import ChunkConfig, ChunkPolicy, read_config
 from dsrl.mlp import GaussianActor
 from dsrl.policy import Obs, PolicySpec
 from dsrl.sampler import Sampler, Step
@@ -27,17 +27,11 @@ def awr_weights(advantage: Tensor, beta: float, cap: float = 100.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GaussianConfig:
+class GaussianConfig(ChunkConfig):
     """A Gaussian policy beside its weights."""
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"type": "gaussian"})
     """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
-    vision: Mapping[str, Any] | None = None
-    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
-    obs_clip: float | None = 5.0
-    """bound of the normalised observation, in standard deviations"""
-    obs_double: bool = False
-    """normalise observations in double precision, for those that hardly vary around a large value"""
     clip_sample_range: float = 1.0
     """half-width of the box around the chunk, in normalised actions"""
 

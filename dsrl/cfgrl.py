@@ -38,7 +38,7 @@ class Guided(nn.Module):
         self.base = base
         self.spec = base.spec
         self.guidance = guidance
-        self.sampler = GuidedSampler(base.sampler, guidance, base.prediction, clip_range=base.box)
+        self.sampler = _sampler(base, guidance)
 
     @classmethod
     def from_config(cls: type[Policy], config: Mapping[str, Any], base: DiffusionPolicy | FlowPolicy) -> Policy:
@@ -91,7 +91,7 @@ class Guided(nn.Module):
         # a shallow copy: the networks are shared
         other = copy.copy(self)
         other.guidance = replace(self.guidance, weight=weight)
-        other.sampler = GuidedSampler(self.base.sampler, other.guidance, self.base.prediction, clip_range=self.base.box)
+        other.sampler = _sampler(self.base, other.guidance)
         other.spec = replace(self.spec, sha256="")
         return other
 
@@ -105,6 +105,10 @@ class Guided(nn.Module):
             "guidance": asdict(self.guidance),
             "base": {"kind": self.base.kind, "config": self.base.config_dict()},
         }
+
+
+def _sampler(base: DiffusionPolicy | FlowPolicy, guidance: Guidance) -> GuidedSampler:
+    return GuidedSampler(base.sampler, guidance, base.prediction, clip_range=base.box)
 
 
 class GuidedPolicy(Guided):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +21,26 @@ Config = TypeVar("Config")
 Policy = TypeVar("Policy", bound="ChunkPolicy")
 
 
+@dataclass(frozen=True)
+class ChunkConfig:
+    """What the config of every such policy begins with."""
+
+    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
+    """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
+    vision: Mapping[str, Any] | None = None
+    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
+    obs_clip: float | None = 5.0
+    """bound of the normalised observation, in standard deviations"""
+    obs_double: bool = False
+    """normalise observations in double precision, for those that hardly vary around a large value"""
+
+
 class ChunkPolicy(nn.Module):
     """A network, how it is sampled, and the normalisers around it; subclasses add a config and a loss.
 
     Args:
         spec: shapes; ``noise_shape`` is ``(Tp, Da)``.
-        config: a dataclass with the arguments of the network, and how observations are normalised.
+        config: of the subclass.
         sampler: how the network makes a chunk of noise.
         label_dim: numbers that the network is told beside every observation; zeros, unless :meth:`tell` says more.
     """
@@ -37,7 +51,7 @@ class ChunkPolicy(nn.Module):
     box: float | None
     """half-width of what the finished chunk is kept in, in normalised actions"""
 
-    def __init__(self, spec: PolicySpec, config: Any, sampler: Sampler, label_dim: int = 0):
+    def __init__(self, spec: PolicySpec, config: ChunkConfig, sampler: Sampler, label_dim: int = 0):
         super().__init__()
         self.spec = spec
         self.sampler = sampler

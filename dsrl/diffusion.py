@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from dsrl.chunk_policy import ChunkPolicy, read_config, weighted_error
+from dsrl.chunk_policy import ChunkConfig, ChunkPolicy, read_config, weighted_error
 from dsrl.policy import Obs, PolicySpec
 from dsrl.sampler import Sampler, ddim_steps, flow_steps
 
@@ -21,17 +21,9 @@ DenoiserCall = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(ChunkConfig):
     """A diffusion policy beside its weights. The sampler belongs to it: other steps make another policy."""
 
-    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
-    """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
-    vision: Mapping[str, Any] | None = None
-    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
-    obs_clip: float | None = 5.0
-    """bound of the normalised observation, in standard deviations"""
-    obs_double: bool = False
-    """normalise observations in double precision, for those that hardly vary around a large value"""
     train_steps: int = 20
     """noise levels; few are enough for low-dimensional actions"""
     beta_schedule: str = "squaredcos_cap_v2"
@@ -63,17 +55,9 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(ChunkConfig):
     """A rectified-flow policy beside its weights; diffusers' convention, sigma = 1 is noise."""
 
-    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "mlp"})
-    """arguments of :func:`~dsrl.networks.build_denoiser`; sizes that the spec fixes are filled in"""
-    vision: Mapping[str, Any] | None = None
-    """arguments of :class:`~dsrl.vision.VisionEncoder`, for observations with images"""
-    obs_clip: float | None = 5.0
-    """bound of the normalised observation, in standard deviations"""
-    obs_double: bool = False
-    """normalise observations in double precision, for those that hardly vary around a large value"""
     train_steps: int = 1000
     """the network is told ``sigma * train_steps``"""
     shift: float = 1.0

@@ -24,13 +24,13 @@ from dsrl.demos import read_demos
 from dsrl.diffusion import DiffusionPolicy, FlowConfig, FlowPolicy
 from dsrl.errors import DsrlError
 from dsrl.guidance import Guidance, check_weight
-from dsrl.labelled import ChunkCritic, Labelled, label_recorded, label_samples, support, windows
+from dsrl.labelled import ChunkCritic, Labelled, label_recorded, label_samples, support
 from dsrl.labels import Quantile, Rule, Soft, Threshold
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import load_policy, save_policy, spelled
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import MetricsWriter
-from dsrl.training import Trainer
+from dsrl.training import Trainer, windows
 from dsrl.values import ValuesConfig
 
 

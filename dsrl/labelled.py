@@ -12,12 +12,13 @@ from einops import rearrange
 from torch import Tensor
 
 from dsrl.critics import CriticEnsemble, reduce_q
-from dsrl.data import Trajectories, bc_windows
+from dsrl.data import Trajectories
 from dsrl.demos import under_convention
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.errors import DsrlError
 from dsrl.labels import LabelReport, Rule, auc, label
-from dsrl.policy import FrozenPolicy, PolicySpec
+from dsrl.policy import FrozenPolicy
+from dsrl.training import windows
 from dsrl.transitions import cut_transitions
 from dsrl.values import ValuesConfig, fit_values, label_transitions
 
@@ -60,12 +61,6 @@ class Labelled:
         """For a logger; those that say nothing are left out."""
         found = {**self.report.metrics(), "labels/auc_held_out": self.held_out_auc}
         return {name: value for name, value in found.items() if value == value}
-
-
-def windows(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``(N, To, Do), (N, Tp, Da)``, one row per env step."""
-    obs, chunk = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
-    return torch.from_numpy(obs).to(device), torch.from_numpy(chunk).to(device)
 
 
 def label_recorded(

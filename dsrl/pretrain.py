@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dsrl.errors import DsrlError
 
 if TYPE_CHECKING:
-    import torch
-
     from dsrl.data import Trajectories
-    from dsrl.policy import PolicySpec
     from dsrl.training import Trainer
 
 
@@ -86,7 +83,7 @@ def pretrain(config: PretrainConfig) -> Path:
     from dsrl.data import read_hdf5
     from dsrl.device import auto_device
     from dsrl.pretrained import save_policy
-    from dsrl.training import Trainer
+    from dsrl.training import Trainer, windows
 
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
@@ -96,7 +93,7 @@ def pretrain(config: PretrainConfig) -> Path:
     data = read_hdf5(config.dataset)
     device = auto_device(config.device)
     policy = _new_policy(config, data).to(device)
-    train, valid = (_tensors(part, policy.spec, device) for part in data.split(config.valid_share, config.seed))
+    train, valid = (windows(part, policy.spec, device) for part in data.split(config.valid_share, config.seed))
     policy.fit_normalizers(*train)
     successes = sum(episode.success for episode in data.episodes)
     console.print(
@@ -161,15 +158,6 @@ def _new_policy(config: PretrainConfig, data: Trajectories) -> Any:
             return DiffusionPolicy(spec, diffusion)
     except ValueError as error:
         raise DsrlError(str(error)) from error
-
-
-def _tensors(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    from dsrl.data import bc_windows
-
-    obs, chunks = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
-    return torch.from_numpy(obs).to(device), torch.from_numpy(chunks).to(device)
 
 
 def _described(trainer: Trainer, config: PretrainConfig, data: Trajectories, **more: Any) -> Any:

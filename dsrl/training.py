@@ -10,9 +10,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from dsrl.data import Trajectories, bc_windows
 from dsrl.errors import RunFailed
+from dsrl.policy import PolicySpec
 
 Report = Callable[[int, Mapping[str, float]], None]
+
+
+def windows(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``(N, To, Do), (N, Tp, Da)``, one row per env step."""
+    obs, chunk = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
+    return torch.from_numpy(obs).to(device), torch.from_numpy(chunk).to(device)
 
 
 class _Settings(Protocol):

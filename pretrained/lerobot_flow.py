@@ -21,6 +21,8 @@ from dsrl.config import LoadConfig
 from dsrl.errors import DsrlError
 from dsrl.policy import Obs, PolicySpec, concat_obs
 from dsrl.pretrained.folders import read_json
+from dsrl.pretrained.formats import refuse_side_files
+from dsrl.pretrained.found import Found
 from dsrl.pretrained.live import Live
 
 KINDS = ("smolvla", "pi0", "pi05")
@@ -116,11 +118,7 @@ def open_policy(folder: Path, load: LoadConfig) -> LerobotFlowPolicy:
         DsrlError: when lerobot is not installed, there is no instruction, or the folder is broken, would run code, or
             holds what cannot be steered.
     """
-    if load.config or load.normalization or load.sampling_steps:
-        raise DsrlError(
-            f"{folder} says itself how it is sampled and normalised; leave out --load.sampling-steps, "
-            "--load.config and --load.normalization"
-        )
+    refuse_side_files(Found(folder), load, sampled=True)
     if not load.task:
         raise DsrlError(f"{folder} acts on an instruction; say it as in --load.task 'lift the cube'")
     for name in _SIDES:
