@@ -3,6 +3,8 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 SEED ?= 0
 # further flags of `make demo`, as in: make demo ARGS='--algo ppo'
 ARGS ?=
+# one test process for each core
+WORKERS ?= auto
 # one thread: the networks are small, and two simulators on two cores should not fight over them
 export OMP_NUM_THREADS ?= 1
 
@@ -21,13 +23,13 @@ demo: $(DEMO) ## steer the policy that ships with dsrl, on robosuite Lift (SEED=
 	$(BIN)/dsrl finetune --run-dir "runs/demo-$$(date +%Y%m%d-%H%M%S)-seed$(SEED)" --seed $(SEED) $(ARGS)
 
 test: .venv/.everything ## all tests: unit and integration
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n $(WORKERS) --dist worksteal --maxprocesses 8
 
 unit: .venv/.everything ## seconds
 	$(BIN)/pytest tests/unit
 
 integration: .venv/.everything ## end-to-end runs, minutes
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest tests/integration -n $(WORKERS) --dist worksteal --maxprocesses 8
 
 format: .venv/.everything ## rewrite the code in the house style
 	$(BIN)/ruff format .
