@@ -20,7 +20,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## steer the policy that ships with dsrl, on robosuite Lift (SEED=0)
-	$(BIN)/dsrl finetune --run-dir "runs/demo-$$(date +%Y%m%d-%H%M%S)-seed$(SEED)" --seed $(SEED) $(ARGS)
+	$(BIN)/dsrl finetune --run-dir "runs/demo-$$(date +%Y%m%d-%H%M%S)-seed$(SEED)" --seed $(SEED) \
+		--eval-interval 1000 --eval-episodes 50 $(ARGS)
 
 test: .venv/.everything ## all tests: unit and integration
 	$(BIN)/pytest tests -n $(WORKERS) --dist worksteal --maxprocesses 8

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import steered_from_state
 from dsrl.errors import LossNotFinite
+from dsrl.eval_budget import EvaluationPlan
 from dsrl.evaluate import Evaluation, evaluate
 from dsrl.files import replacing
 from dsrl.policy import FrozenPolicy
@@ -125,7 +126,7 @@ class WarmUp(BaseCallback):
 
 
 class SteeringEvaluation(BaseCallback):
-    """Scores the steered policy on the same episodes every ``interval`` env steps, keeps the best and the latest agent.
+    """Scores the steered policy on the same episodes whenever the plan says so, keeps the best and the latest agent.
 
     A new best has the higher success rate, then the higher return, then the shorter episodes.
     """
@@ -137,16 +138,14 @@ class SteeringEvaluation(BaseCallback):
         policy: FrozenPolicy,
         envs: VecEnv,
         *,
-        interval: int,
-        episodes: int,
+        plan: EvaluationPlan,
         seed: int,
         watch: StopWatch,
     ):
         super().__init__()
         self.steps, self.folder, self.policy, self.envs = steps, folder, policy, envs
-        self.interval, self.episodes, self.seed, self.watch = interval, episodes, seed, watch
+        self.plan, self.seed, self.watch = plan, seed, watch
         self.scored_at = -1
-        self._due = interval
         self._best = (-1.0, float("-inf"), 0.0)
 
     def steered(self) -> SteeredPolicy:
@@ -157,25 +156,23 @@ class SteeringEvaluation(BaseCallback):
 
     def record_base(self) -> Evaluation:
         """The first row of ``evaluations.csv``: the base policy at env step 0."""
-        result = evaluate(self.policy, self.envs, episodes=self.episodes, seed=self.seed)
-        self.folder.append_evaluation({**result.row(0, 0.0), "cpu_seconds": 0.0})
+        result = evaluate(self.policy, self.envs, episodes=self.plan.episodes, seed=self.seed)
+        self._record(result, {**result.row(0, 0.0), "cpu_seconds": 0.0})
         return result
 
     def _on_rollout_start(self) -> None:
         # as soon as something has been learned, before the first steered decision
-        if self.scored_at < 0 and getattr(self.model, "_n_updates", False):
-            # the next point of the grid that is not just ahead
-            self._due = self.interval * int(np.ceil(self.steps.env_steps / self.interval + 0.5))
+        first = self.scored_at < 0 and getattr(self.model, "_n_updates", False)
+        if first and self.plan.starts(self.steps.env_steps):
             with self.watch:
                 self.score()
 
     def _on_step(self) -> bool:
-        if self.steps.env_steps >= self._due:
-            self._due += self.interval
-            # while the warm-up lasts, the base policy's own evaluation stands for it
-            if self.scored_at >= 0 or not hasattr(self.model, "learning_starts"):
-                with self.watch:
-                    self.score()
+        # while the warm-up lasts, the base policy's own evaluation stands for it
+        learned = self.scored_at >= 0 or not hasattr(self.model, "learning_starts")
+        if self.plan.due(self.steps.env_steps) and learned:
+            with self.watch:
+                self.score()
         return True
 
     def score(self) -> Evaluation:
@@ -185,14 +182,14 @@ class SteeringEvaluation(BaseCallback):
         result = evaluate(
             steered,
             self.envs,
-            episodes=self.episodes,
+            episodes=self.plan.episodes,
             seed=self.seed,
             name="steered",
             noise_scale=steered.acting_scale,
         )
         self.scored_at = self.steps.env_steps
         row = result.row(self.steps.env_steps, self.watch.seconds)
-        self.folder.append_evaluation({**row, "cpu_seconds": round(self.watch.cpu_seconds, 2)})
+        self._record(result, {**row, "cpu_seconds": round(self.watch.cpu_seconds, 2)})
         self.logger.record("eval/success_rate", result.success_rate)
         self.logger.record("eval/mean_return", float(result.returns.mean()))
         self.logger.record("eval/mean_length", float(result.lengths.mean()))
@@ -202,6 +199,10 @@ class SteeringEvaluation(BaseCallback):
             self._best = rank
             self._keep(self.folder.best)
         return result
+
+    def _record(self, result: Evaluation, row: dict[str, Any]) -> None:
+        self.plan.played(result.env_steps)
+        self.folder.append_evaluation({**row, "eval_env_steps": self.plan.spent})
 
     def _keep(self, path: Path) -> None:
         """Save whole or not at all: a kill in the middle leaves the earlier agent."""

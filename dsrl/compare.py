@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
-from dsrl.evaluate import Evaluation, evaluate
+from dsrl.episodes import MEASURES, Episodes, episodes_path
+from dsrl.evaluate import Evaluation, evaluate, mean_of
 from dsrl.files import write_text
 from dsrl.policy import FrozenPolicy
 from dsrl.probe import Probe
-from dsrl.statistics import paired_difference, wilson
+from dsrl.statistics import Paired, paired_difference, paired_means, wilson
 from dsrl.steered import SteeredPolicy
+
+BASE = "base, N(0, I)"
 
 
 @dataclass(frozen=True)
@@ -37,64 +41,92 @@ class Comparison:
     @property
     def base_success(self) -> np.ndarray:
         """``(N,)``: the base policy, one noise seed per initial state."""
-        return self.base.success.reshape(-1, self.repeats)[:, 0]
+        return self._first("success")
 
-    def gain(self) -> tuple[float, float, float, float]:
-        """``(difference, low, high, p)`` of the steered over the base policy."""
+    @property
+    def env_steps(self) -> int:
+        """That were played for it."""
+        others = (*self.controls, self.steered, self.sampled)
+        return self.base.env_steps + sum(each.env_steps for each in others if each is not None)
+
+    def gain(self) -> Paired:
+        """``(difference, low, high, p)`` of the success of the steered over the base policy."""
         if self.steered is None:
             raise ValueError("nothing was steered, so there is no gain")
         return paired_difference(self.base_success, self.steered.success)
 
+    def gains(self, policy: Evaluation) -> dict[str, Paired]:
+        """All measures of a policy against those of the base policy, on the same initial states."""
+        return paired({name: self._first(name) for name in _PAIRED}, policy)
+
     def rows(self) -> list[dict[str, Any]]:
         """A row per policy."""
-        per_state = (self.base.success.reshape(-1, self.repeats), self.base.held.reshape(-1, self.repeats))
-        first_length = self.base.lengths.reshape(-1, self.repeats)[:, 0]
-        rows = [_row("base, N(0, I)", per_state[0][:, 0], per_state[1][:, 0], first_length)]
-        rows += [_row(e.policy, e.success, e.held, e.lengths) for e in self.controls]
+        rows = [row_of(BASE, self.base, self._first)]
+        rows += [row_of(e.policy, e) for e in self.controls]
         if self.repeats > 1:
-            shortest = self.base.lengths.reshape(-1, self.repeats).min(axis=1)
-            name = f"best of {self.repeats} noises, in hindsight"
-            rows.append(_row(name, per_state[0].any(axis=1), per_state[1].any(axis=1), shortest))
-        rows += [_row(e.policy, e.success, e.held, e.lengths) for e in (self.steered, self.sampled) if e is not None]
+            rows.append(self._hindsight())
+        rows += [row_of(e.policy, e) for e in (self.steered, self.sampled) if e is not None]
         return rows
+
+    def episodes(self) -> Episodes:
+        """Every policy of the table on every initial state, hindsight left out."""
+        others = [e for e in (*self.controls, self.steered, self.sampled) if e is not None]
+        return Episodes(
+            seeds=self.base.seed + np.arange(self.base_success.size),
+            starts=self._first("starts"),
+            columns=self.base.columns,
+            policies=(BASE, *(e.policy for e in others)),
+            **{name: np.stack([self._first(name), *(getattr(e, name) for e in others)]) for name in MEASURES},
+        )
 
     def print(self, console: Console) -> None:
         """The table."""
-        table = Table("policy", "success", "95 % interval", "held at the end", "env steps", "episodes")
-        for row in self.rows():
-            low, high = row["success_low"], row["success_high"]
-            table.add_row(
-                row["policy"],
-                f"{row['success_rate']:.0%}",
-                f"[{low:.0%}, {high:.0%}]",
-                f"{row['held_rate']:.0%}",
-                f"{row['mean_length']:.0f}",
-                str(row["episodes"]),
-            )
-        console.print(table)
+        print_rows(self.rows(), console)
 
     def verdict(self) -> str:
         """One line."""
         episodes = self.base_success.size
         if self.steered is None:
             return f"base policy {self.base_success.mean():.0%} on {episodes} episodes"
-        difference, low, high, p = self.gain()
-        return (
-            f"steered {self.steered.success_rate:.0%} against base {self.base_success.mean():.0%}: "
-            f"{100 * difference:+.0f} points, 95 % interval {100 * low:+.0f} to {100 * high:+.0f}, p = {p:.1g}, "
-            f"on {episodes} episodes"
-        )
+        rate, base = self.steered.success_rate, self.base_success.mean()
+        return f"steered {rate:.0%} against base {base:.0%}: {in_words(self.gain())}, on {episodes} episodes"
 
     def save(self, path: Path) -> None:
-        """Write the numbers as JSON.
+        """Write the numbers as JSON, and the episodes one by one beside them (``*_episodes.npz``).
 
         Raises:
             RunFailed: when they cannot be written.
         """
-        data: dict[str, Any] = {"seed": self.base.seed, "rows": self.rows()}
+        data: dict[str, Any] = {"seed": self.base.seed, "env_steps": self.env_steps, "rows": self.rows()}
         if self.steered is not None:
-            data["paired"] = dict(zip(("difference", "low", "high", "p"), self.gain(), strict=True))
-        write_text(path, json.dumps(data, indent=2) + "\n")
+            gains = self.gains(self.steered)
+            data["paired"] = gains.pop("success")._asdict()
+            data["paired_others"] = {name: gain._asdict() for name, gain in gains.items()}
+        if self.sampled is not None:
+            data["paired_sampled"] = self.gains(self.sampled)["success"]._asdict()
+        write_json(path, data)
+        self.episodes().save(episodes_path(path))
+
+    def _first(self, measure: str) -> np.ndarray:
+        """One measure of the base policy, ``(N, ...)``: its first noise seed per initial state."""
+        return getattr(self.base, measure)[:: self.repeats]
+
+    def _hindsight(self) -> dict[str, Any]:
+        success, held, lengths = (
+            getattr(self.base, name).reshape(-1, self.repeats) for name in ("success", "held", "lengths")
+        )
+        best = {
+            "success": success.any(axis=1),
+            "held": held.any(axis=1),
+            "lengths": lengths.min(axis=1),
+            "returns": self.base.returns.reshape(-1, self.repeats).max(axis=1),
+            "jerk": np.empty(0),
+        }
+        row = row_of(f"best of {self.repeats} noises, in hindsight", self.base, best.__getitem__)
+        return {**row, "decision_ms": None}
+
+
+_PAIRED = {"success": "success", "held": "held", "returns": "return", "lengths": "length", "jerk": "jerk"}
 
 
 def compare(
@@ -150,14 +182,74 @@ def print_probe(check: Probe, console: Console) -> None:
     console.print(check.verdict())
 
 
-def _row(name: str, success: np.ndarray, held: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+def paired(first: Mapping[str, np.ndarray], second: Evaluation) -> dict[str, Paired]:
+    """All measures of ``second`` against those of another policy on the same episodes."""
+    rates = ("success", "held")
+    tests = {name: paired_difference if name in rates else paired_means for name in _PAIRED}
+    return {word: tests[name](first[name], getattr(second, name)) for name, word in _PAIRED.items()}
+
+
+def measures(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """What :func:`paired` takes first."""
+    return {name: getattr(evaluation, name) for name in _PAIRED}
+
+
+def in_words(gain: Paired) -> str:
+    """``+22 points, 95 % interval +10 to +33, p = 0.0003``."""
+    return (
+        f"{100 * gain.difference:+.0f} points, 95 % interval {100 * gain.low:+.0f} to {100 * gain.high:+.0f}, "
+        f"p = {gain.p:.1g}"
+    )
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The table of policies."""
+    table = Table("policy", "success", "95 %", "held", "return", "env steps", "jerk", "ms per call")
+    for row in rows:
+        low, high = row["success_low"], row["success_high"]
+        table.add_row(
+            row["policy"],
+            f"{row['success_rate']:.0%}",
+            f"[{100 * low:.0f}, {100 * high:.0f}]",
+            f"{row['held_rate']:.0%}",
+            f"{row['mean_return']:.3g}",
+            f"{row['mean_length']:.0f}",
+            *("-" if row[name] is None else f"{row[name]:.2g}" for name in ("jerk", "decision_ms")),
+        )
+    console.print(table)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Numbers that strict readers take too: what is not finite becomes null."""
+    write_text(path, json.dumps(_finite(data), indent=2) + "\n")
+
+
+def row_of(name: str, evaluation: Evaluation, measure: Any = None) -> dict[str, Any]:
+    """Plain values; ``measure`` gives the episodes of another choice of them."""
+    get = measure or (lambda word: getattr(evaluation, word))
+    success, held, jerk = get("success"), get("held"), mean_of(get("jerk"))
     low, high = wilson(int(success.sum()), success.size)
+    held_low, held_high = wilson(int(held.sum()), held.size)
     return {
         "policy": name,
+        "deterministic": evaluation.deterministic,
         "episodes": int(success.size),
         "success_rate": float(success.mean()),
         "success_low": low,
         "success_high": high,
         "held_rate": float(held.mean()),
-        "mean_length": float(lengths.mean()),
+        "held_low": held_low,
+        "held_high": held_high,
+        "mean_return": float(get("returns").mean()),
+        "mean_length": float(get("lengths").mean()),
+        "jerk": jerk if np.isfinite(jerk) else None,
+        "decision_ms": 1000 * evaluation.decision_seconds if np.isfinite(evaluation.decision_seconds) else None,
     }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

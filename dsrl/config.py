@@ -104,10 +104,10 @@ class FinetuneConfig:
     """of actor and critics"""
     seed: int = 0
     """of networks, environments and noise"""
-    eval_interval: int = 1_000
-    """env steps between evaluations"""
-    eval_episodes: int = 50
-    """episodes per evaluation, the same ones every time"""
+    eval_interval: int | None = None
+    """env steps between evaluations; left out: as often as a quarter of the env steps of training pays for"""
+    eval_episodes: int | None = None
+    """episodes per evaluation, the same ones every time; left out: so few that this quarter pays for several"""
     final_episodes: int = 100
     """episodes of the last comparison, on starts that were used for nothing else"""
     final_repeats: int = 8
@@ -125,8 +125,8 @@ class FinetuneConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        positive(self, "total_env_steps", "n_envs", "eval_interval", "eval_episodes", "final_episodes", "final_repeats")
-        positive(self, "n_eval_envs")
+        positive(self, "total_env_steps", "n_envs", "final_episodes", "final_repeats", "n_eval_envs")
+        positive(self, *(name for name in ("eval_interval", "eval_episodes") if getattr(self, name) is not None))
         if self.probe_episodes < 0:
             raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
         if not 0 <= self.seed < 10_000:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from dsrl.env_spec import EnvSpec
+from dsrl.episodes import Recorder, low_dimensional
 from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.noise import episode_generators
 from dsrl.policy import FrozenPolicy
@@ -40,6 +43,15 @@ class Evaluation:
     lengths: np.ndarray
     """``(N,)`` in env steps"""
     seed: int
+    """of the first initial state"""
+    jerk: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """``(N,)``: mean square of the second differences of the executed actions, in action units"""
+    starts: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    """``(N, D)``: first observations, without images"""
+    columns: tuple[str, ...] = ()
+    """what the D numbers are"""
+    decision_seconds: float = float("nan")
+    """median wall time from an observation to a chunk, for all environments side by side at once"""
 
     @property
     def success_rate(self) -> float:
@@ -64,8 +76,15 @@ class Evaluation:
             "success_high": round(high, 4),
             "mean_return": round(float(self.returns.mean()), 4),
             "mean_length": round(float(self.lengths.mean()), 2),
+            "held_rate": round(float(self.held.mean()), 4),
+            "mean_jerk": rounded(mean_of(self.jerk)),
             "wall_seconds": round(wall_seconds, 2),
         }
+
+    @property
+    def env_steps(self) -> int:
+        """That were played."""
+        return int(self.lengths.sum())
 
     def describe(self) -> str:
         """``87 % [79, 92] of 100 episodes``."""
@@ -110,41 +129,49 @@ def evaluate(
     total = episodes * repeats
     noises = episode_generators(seed, range(total))
     slots = [list(range(index, total, envs.num_envs)) for index in range(envs.num_envs)]
-    success, held = np.zeros(total, bool), np.zeros(total, bool)
-    returns, lengths = np.zeros(total), np.zeros(total, int)
+    assert isinstance(envs.action_space, Box)
+    shown, columns = low_dimensional(policy.spec.obs_shapes)
+    record = Recorder(total, envs.action_space.low, envs.action_space.high, shown)
     seeds = [[seed + episode // repeats for episode in slot] for slot in slots]
     with _seeded(envs, seeds), _progress(console, name, total) as advance:
         obs = np.asarray(envs.reset())
+        for index, slot in enumerate(slots):
+            if slot:
+                record.begin(slot[0], obs[index])
         while any(slots):
             if not np.isfinite(obs).all():
                 raise SimulatorFailed(
                     "the environment returned an observation that is not finite; the episode cannot go on"
                 )
+            since = perf_counter()
             cond = policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
             noise = _draw(policy, slots, noises, noise_scale, shape_noise)
             chunk = policy.decode(cond, noise)
+            played = chunk.cpu().numpy()
+            record.decisions.append(perf_counter() - since)
             if watch is not None:
                 watch(cond, noise, chunk)
-            obs, rewards, dones, infos = envs.step(chunk.cpu().numpy())  # type: ignore[assignment]
+            obs, rewards, dones, infos = envs.step(played)  # type: ignore[assignment]
             for index, slot in enumerate(slots):
                 if not slot:
                     continue
-                episode = slot[0]
-                returns[episode] += rewards[index]
-                lengths[episode] += infos[index]["chunk_length"]
+                record.step(slot[0], played[index], rewards[index], bool(dones[index]), infos[index])
                 if dones[index]:
-                    success[episode] = infos[index].get("is_success", False)
-                    held[episode] = infos[index].get("success_held", False)
-                    slot.pop(0)
-                    advance(success[episode])
+                    advance(bool(record.success[slot.pop(0)]))
+                    if slot:
+                        record.begin(slot[0], obs[index])
     return Evaluation(
         policy=name,
         deterministic=noise_scale == 0,
-        success=success,
-        held=held,
-        returns=returns,
-        lengths=lengths,
+        success=record.success,
+        held=record.held,
+        returns=record.returns,
+        lengths=record.lengths,
         seed=seed,
+        jerk=record.jerk,
+        starts=record.starts,
+        columns=columns,
+        decision_seconds=float(np.median(record.decisions)),
     )
 
 
@@ -206,6 +233,17 @@ def evaluation_envs(
         yield envs
     finally:
         envs.close()
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Of the numbers that are there; NaN when there are none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def rounded(value: float) -> float | None:
+    """To four digits; None where there is no number."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
 @contextmanager

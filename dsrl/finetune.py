@@ -22,6 +22,7 @@ from dsrl.demo_mix import DemoMix
 from dsrl.demos import decisions, fill, read_demos, replay_check
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, LossNotFinite, RunFailed
+from dsrl.eval_budget import EvaluationPlan, plan_evaluations
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
@@ -89,7 +90,10 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             },
             force=config.overwrite,
         )
-        run = _Run(config, policy, model, eval_envs, folder, console)
+        plan = plan_evaluations(
+            config.total_env_steps, env.max_episode_steps, config.eval_interval, config.eval_episodes
+        )
+        run = _Run(config, policy, model, eval_envs, folder, console, plan)
         if run.learn():
             run.draw()
             console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
@@ -108,6 +112,7 @@ class _Run:
         eval_envs: VecEnv,
         folder: RunFolder,
         console: Console,
+        plan: EvaluationPlan,
     ):
         self.config, self.policy, self.model, self.folder = config, policy, model, folder
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
@@ -119,14 +124,15 @@ class _Run:
             folder,
             policy,
             eval_envs,
-            interval=config.eval_interval,
-            episodes=config.eval_episodes,
+            plan=plan,
             seed=first_seed(_CURVE, config),
             watch=self.watch,
         )
 
     def learn(self) -> bool:
         """Train until the budget is spent; returns whether it was interrupted."""
+        if note := self.evaluation.plan.note():
+            self.console.print(note)
         with self.watch:
             base = self.evaluation.record_base()
         self.console.print(f"base policy: {base.describe()}")
@@ -163,7 +169,8 @@ class _Run:
     def conclude(self) -> Comparison:
         """Compare the last agent with the base policy and the controls on fresh initial states."""
         with self.watch:
-            if self.evaluation.scored_at < self.steps.env_steps:
+            trained, scored_at, plan = self.steps.env_steps, self.evaluation.scored_at, self.evaluation.plan
+            if scored_at < trained and plan.ends(trained, scored_at >= 0):
                 self.evaluation.score()
                 self.model.logger.dump(self.model.num_timesteps)
             self.draw()
@@ -184,6 +191,7 @@ class _Run:
             )
             worst = min(r["success_rate"] for r in self.folder.read_evaluations() if r["policy"] == "steered")
             self.console.print(f"lowest evaluation on the way: {worst:.0%}; picture: {self.folder.learning_curve}")
+            self.console.print(f"{plan.describe()}, and {comparison.env_steps:,} of this comparison")
         return comparison
 
     def draw(self) -> None:

@@ -25,14 +25,27 @@ EVALUATION_COLUMNS: dict[str, type] = {
     "success_high": float,
     "mean_return": float,
     "mean_length": float,
+    "held_rate": float,
+    "mean_jerk": float,
+    "eval_env_steps": int,
     "wall_seconds": float,
     "cpu_seconds": float,
 }
-"""of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval, and
-the time that training took, evaluations left out; CPU seconds are those of the learning process"""
+"""of ``evaluations.csv``: env steps trained so far (warm-up included), who acted, success with its Wilson interval,
+what else was measured, env steps that all evaluations so far have played, and the time that training took, evaluations
+left out; CPU seconds are those of the learning process"""
 
 _REQUIRED = ("config.yaml", "environment.json", "base_policy.json", "evaluations.csv", "checkpoints")
-_OPTIONAL = ("metrics.csv", "best.zip", "final.zip", "learning_curve.png", "comparison.json", "tb")
+_OPTIONAL = (
+    "metrics.csv",
+    "best.zip",
+    "final.zip",
+    "learning_curve.png",
+    "comparison.json",
+    "tb",
+    "comparison_episodes.npz",
+    "report.html",
+)
 _KNOWN = frozenset({*_REQUIRED, *_OPTIONAL})
 
 
@@ -50,6 +63,8 @@ class RunFolder:
     ``best.zip final.zip``  the agents to keep
     ``learning_curve.png``  success against env steps
     ``comparison.json``     the last comparison, on fresh episodes
+    ``comparison_*.npz``    its episodes one by one, with their first observations
+    ``report.html``         what `dsrl report` made of it
     ``tb/``                 the metrics for tensorboard
     ======================  =========================================================
     """

@@ -36,6 +36,9 @@ COLUMNS = [
     "success_high",
     "mean_return",
     "mean_length",
+    "held_rate",
+    "mean_jerk",
+    "eval_env_steps",
     "wall_seconds",
     "cpu_seconds",
 ]
@@ -50,6 +53,7 @@ FILES = {
     "final.zip",
     "learning_curve.png",
     "comparison.json",
+    "comparison_episodes.npz",
     "tb",
 }
 

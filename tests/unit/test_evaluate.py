@@ -5,11 +5,13 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 
-from dsrl.errors import SimulatorFailed
+from dsrl.compare import compare
+from dsrl.episodes import Episodes, episodes_path, jerk, low_dimensional
+from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.probe import Probe, probe
-from dsrl.statistics import paired_difference, wilson
+from dsrl.statistics import paired_difference, paired_means, wilson
 from dsrl.wrappers import make_vec_env
 from dsrl.wrappers.toy import PointReach
 
@@ -25,6 +27,33 @@ def test_an_evaluation_does_not_depend_on_how_many_environments_share_it():
     one, seven = score(1), score(7)
     np.testing.assert_array_equal(one.success, seven.success)
     np.testing.assert_array_equal(one.lengths, seven.lengths)
+    np.testing.assert_array_equal(one.starts, seven.starts)
+    np.testing.assert_allclose(one.jerk, seven.jerk, rtol=1e-5)
+
+
+def test_the_first_observation_of_every_episode_is_kept():
+    """Those of the seeds themselves, in their order, whoever plays beside them."""
+    result = score(4)
+    env = PointReach()
+    np.testing.assert_array_equal(result.starts, [env.reset(seed=1 + episode)[0] for episode in range(30)])
+    assert result.columns == ("obs[0]", "obs[1]", "obs[2]", "obs[3]") and result.decision_seconds > 0
+
+
+def test_the_jerk_is_that_of_what_was_executed_over_the_whole_episode():
+    played = []
+    with evaluation_envs(POLICY, n_envs=1) as envs:
+        step = envs.envs[0].unwrapped.step
+        envs.envs[0].unwrapped.step = lambda action: played.append(action.copy()) or step(action)
+        result = evaluate(POLICY, envs, episodes=1, seed=3)
+    assert len(played) == result.lengths[0] > POLICY.spec.n_action_steps
+    assert result.jerk[0] == pytest.approx(np.square(np.diff(played, n=2, axis=0)).mean(), rel=1e-6)
+    line = np.linspace([0.0, 1.0], [1.0, -1.0], 7)
+    assert jerk(line) == pytest.approx(0) and jerk(line**2) > 0 and np.isnan(jerk(line[:2]))
+
+
+def test_pixels_are_no_initial_state():
+    where, names = low_dimensional({"camera": (3, 4, 4), "pos": (2,), "grip": ()})
+    assert where.tolist() == [48, 49, 50] and names == ("pos[0]", "pos[1]", "grip[0]")
 
 
 def test_an_evaluation_does_not_depend_on_what_was_played_before():
@@ -109,6 +138,42 @@ def test_the_paired_difference_counts_only_what_changed():
     assert low < 0.48 < high and high - low < 0.25
     assert p < 1e-10
     assert paired_difference(base, base)[3] == 1.0
+
+
+def test_mcnemars_p_value_is_the_sign_test_of_what_changed():
+    # 8 gained, 1 lost: 2 * (1 + 9) / 2^9
+    base, steered = np.repeat([0, 1, 1, 0], [8, 1, 20, 11]), np.repeat([1, 0, 1, 0], [8, 1, 20, 11])
+    assert paired_difference(base, steered).p == pytest.approx(20 / 512)
+
+
+def test_the_paired_difference_of_a_number():
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=200)
+    second = first + rng.normal(0.3, 0.5, size=200)
+    gain = paired_means(first, second)
+    half = 1.96 * np.std(second - first, ddof=1) / np.sqrt(200)
+    assert gain.difference == pytest.approx((second - first).mean())
+    assert (gain.low, gain.high) == pytest.approx((gain.difference - half, gain.difference + half), abs=0.01)
+    assert gain.p < 1e-3 and paired_means(first, first).p == 1
+    assert paired_means(np.r_[first, np.nan], np.r_[second, 0.0]) == gain
+    # 5 signs: all of them alike once in 16
+    assert paired_means(np.zeros(5), np.ones(5)).p == pytest.approx(2 / 32, abs=0.01)
+    assert np.isnan(paired_means(np.full(3, np.nan), np.zeros(3)).p)
+
+
+def test_a_comparison_keeps_its_episodes(tmp_path):
+    with evaluation_envs(POLICY, n_envs=4) as envs:
+        comparison = compare(POLICY, None, envs, episodes=6, seed=1, repeats=3)
+    comparison.save(tmp_path / "comparison.json")
+    kept = Episodes.load(episodes_path(tmp_path / "comparison.json"))
+    assert kept.policies == ("base, N(0, I)", "zero noise", "half the noise") and kept.starts.shape == (6, 4)
+    for row in comparison.rows()[:3]:
+        assert kept.of(row["policy"]).mean() == row["success_rate"]
+        assert kept.of(row["policy"], "lengths").mean() == row["mean_length"]
+    assert comparison.env_steps == comparison.base.lengths.sum() + kept.lengths[1:].sum()
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "comparison_episodes.npz").read_bytes()[:300])
+    with pytest.raises(DsrlError, match=r"broken\.npz does not hold the episodes.*dsrl evaluate"):
+        Episodes.load(tmp_path / "broken.npz")
 
 
 def test_pass_at_n_is_unbiased():

@@ -33,6 +33,9 @@ def evaluation(env_steps=0, policy="base", deterministic=False, rate=0.5) -> dic
         "success_high": min(1.0, rate + 0.1),
         "mean_return": -12.5,
         "mean_length": 30.25,
+        "held_rate": 0.8,
+        "mean_jerk": 0.0125,
+        "eval_env_steps": 3025,
         "wall_seconds": 1.5,
         "cpu_seconds": 1.25,
     }
