@@ -318,8 +318,12 @@ def test_an_exported_policy_can_be_steered_again(exported, tmp_path):
 
 def test_a_toy_policy_is_saved_and_steered(toy_policy, tmp_path):
     checkpoint = save_policy(toy_policy, tmp_path / "analytic.pt")
-    result = finetune(short(checkpoint, tmp_path / "run"), QUIET)
+    config = short(checkpoint, tmp_path / "run", total_env_steps=1600, eval_interval=None, eval_episodes=None)
+    result = finetune(config, QUIET)
     assert names(result.run_dir) == FILES
+    # left to itself, it evaluates for a quarter of the training at most
+    base, *steered = rows(result.run_dir)
+    assert steered and 0 < int(base["eval_env_steps"]) < int(steered[-1]["eval_env_steps"]) <= 400
 
 
 def test_ppo_writes_the_same_files(toy_checkpoint, tmp_path):
