@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from dsrl.pretrained.verify import verify
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
 from dsrl.steered import SteeredPolicy
-from dsrl.video import film
+from dsrl.video import Camera, check_target, save_films
 from dsrl.wrappers.families import Family
 
 
@@ -118,21 +119,37 @@ def evaluate(config: EvaluateConfig) -> None:
     console = Console()
     if config.weights:
         return _evaluate_weights(config, console)
-    base, steered, env = _resolve(config)
-    with evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward) as envs:
+    with ExitStack() as stack:
+        base, steered, env = _resolve(config)
+        camera = None
+        if config.video is not None:  # before the simulator is imported, and before anything is played
+            check_target(config.video)
+            camera = stack.enter_context(Camera(env, base, reward=config.reward))
+        envs = stack.enter_context(
+            evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward)
+        )
         comparison = compare(
             base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats, console=console
         )
-    comparison.print(console)
-    console.print(comparison.verdict())
-    if config.json is not None:
-        comparison.save(config.json)
-    if config.video is not None:
-        settings: dict[str, Any] = {"episodes": config.video_episodes, "seed": config.seed, "reward": config.reward}
-        film(base, env, config.video, name="base", **settings)
-        if steered is not None:
-            film(steered, env, config.video, name="steered", noise_scale=steered.acting_scale, **settings)
-        console.print(f"videos: {config.video}")
+        comparison.print(console)
+        console.print(comparison.verdict())
+        if config.json is not None:
+            comparison.save(config.json)
+        if camera is not None:
+            _film(config, camera, base, steered, console)
+
+
+def _film(
+    config: EvaluateConfig, camera: Camera, base: FrozenPolicy, steered: SteeredPolicy | None, console: Console
+) -> None:
+    """The first of the episodes again, filmed."""
+    assert config.video is not None
+    settings: dict[str, Any] = {"episodes": min(config.video_episodes, config.episodes), "seed": config.seed}
+    films = {"base": camera.film(base, "base", **settings)}
+    if steered is not None:
+        films["steered"] = camera.film(steered, "steered", noise_scale=steered.acting_scale, **settings)
+    for path in save_films(config.video, films):
+        console.print(f"film: {path}")
 
 
 def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:

@@ -169,7 +169,8 @@ class EvaluateConfig:
     json: Path | None = None
     """write the numbers here"""
     video: Path | None = None
-    """write a few episodes of each policy into this folder (needs the [video] extra)"""
+    """film the first episodes: NAME.mp4 shows base and steered side by side, NAME.png is a film strip, a folder gets a
+    file per policy and episode; mp4 needs the [video] extra"""
     video_episodes: int = 3
     """episodes per policy that are filmed"""
     guidance_weight: str | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 
 import gymnasium
@@ -13,6 +11,7 @@ from dsrl.errors import DsrlError, nearest
 from dsrl.policy import PolicySpec
 from dsrl.wrappers.families import family_of
 from dsrl.wrappers.observations import observe_as
+from dsrl.wrappers.rendering import choose_backend
 from dsrl.wrappers.reward import MODES, RewardConvention
 
 
@@ -57,11 +56,5 @@ def make_env(spec: EnvSpec | str, *, reward: str = "auto", render_mode: str | No
     if reward == "dense":
         spec = replace(spec, kwargs={**family.dense, **spec.kwargs})
     if render_mode is not None:
-        _choose_renderer()
+        choose_backend()
     return RewardConvention(family.make(spec, render_mode), reward)
-
-
-def _choose_renderer() -> None:
-    """Without a display MuJoCo's default, a window, cannot be opened; a choice of the user's is kept."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")

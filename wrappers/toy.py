@@ -27,6 +27,7 @@ class PointReach(gymnasium.Env[np.ndarray, np.ndarray]):
     RADIUS = 0.15
     START = 0.1
     """half-width of the square in which the point starts"""
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -52,6 +53,20 @@ class PointReach(gymnasium.Env[np.ndarray, np.ndarray]):
         self._position[:] = x, y
         success = math.hypot(x - self._goal[0], y - self._goal[1]) <= self.RADIUS
         return self._observe(), float(success), success, False, {"success": success}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The plane from above, ``(96, 96, 3)`` uint8: the goal's disc in green, the point in blue."""
+        if self.render_mode != "rgb_array":
+            return None
+        size = 96
+        x, y = np.meshgrid(np.linspace(-1, 1, size), np.linspace(1, -1, size))
+        frame = np.full((size, size, 3), 245, np.uint8)
+        for centre, radius, colour in (
+            (self._goal, self.RADIUS, (91, 140, 58)),
+            (self._position, 0.06, (11, 110, 143)),
+        ):
+            frame[np.hypot(x - centre[0], y - centre[1]) <= radius] = colour
+        return frame
 
     def _observe(self) -> np.ndarray:
         return np.concatenate([self._position, self._goal]).astype(np.float32)

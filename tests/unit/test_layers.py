@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
-          transitions labels chunk_policy training episodes eval_budget""",
+          transitions labels chunk_policy training episodes eval_budget
+          frames""",
     1: "diffusion guidance values steered replay noise_policy",
     2: "noise_losses demo_mix piloted awr cfgrl",
     3: "noise_aliased agents actor_file anchored",
