@@ -46,6 +46,9 @@ COMMANDS: Mapping[str, Command] = {
     "plugins": Command(
         "list the formats and simulators that other packages add", "config:PluginsConfig", "commands:plugins"
     ),
+    "doctor": Command(
+        "what of this machine works, and how to mend what does not", "doctor:DoctorConfig", "doctor:doctor"
+    ),
     "collect": Command("record demonstrations of a scripted expert", "collect:CollectConfig", "collect:collect"),
     "pretrain": Command(
         "train a diffusion or flow policy by behaviour cloning", "pretrain:PretrainConfig", "pretrain:pretrain"
