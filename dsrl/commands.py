@@ -23,6 +23,7 @@ from dsrl.config import (
     InspectConfig,
     PluginsConfig,
     ProbeConfig,
+    safety_config,
 )
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
@@ -37,6 +38,8 @@ from dsrl.pretrained.formats import Format
 from dsrl.pretrained.verify import verify
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
+from dsrl.safety import SafetyConfig
+from dsrl.safety_log import TalliedEnvs
 from dsrl.steered import SteeredPolicy
 from dsrl.video import Camera, check_target, save_films
 from dsrl.wrappers.families import Family
@@ -121,22 +124,33 @@ def evaluate(config: EvaluateConfig) -> None:
         return _evaluate_weights(config, console)
     with ExitStack() as stack:
         base, steered, env = _resolve(config)
+        safety = _safety(config)
         camera = None
         if config.video is not None:  # before the simulator is imported, and before anything is played
             check_target(config.video)
-            camera = stack.enter_context(Camera(env, base, reward=config.reward))
-        envs = stack.enter_context(
-            evaluation_envs(base, env=env, n_envs=min(config.n_envs, config.episodes), reward=config.reward)
-        )
+            camera = stack.enter_context(Camera(env, base, reward=config.reward, safety=safety))
+        n_envs = min(config.n_envs, config.episodes)
+        envs = stack.enter_context(evaluation_envs(base, env=env, n_envs=n_envs, reward=config.reward, safety=safety))
+        envs = tallied = TalliedEnvs(envs)
         comparison = compare(
             base, steered, envs, episodes=config.episodes, seed=config.seed, repeats=config.repeats, console=console
         )
         comparison.print(console)
         console.print(comparison.verdict())
+        if safety.active:
+            console.print(tallied.tally.describe())
         if config.json is not None:
             comparison.save(config.json)
         if camera is not None:
             _film(config, camera, base, steered, console)
+
+
+def _safety(config: EvaluateConfig) -> SafetyConfig:
+    """As asked for; otherwise a run is scored under the limits that it was trained under."""
+    settings = config.target / "config.yaml"
+    if config.safety.active or not settings.is_file():
+        return config.safety
+    return safety_config(RunFolder(config.target).read_config())
 
 
 def _film(

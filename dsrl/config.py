@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dsrl.agent_config import NAConfig, PPOConfig, SACConfig, positive
 from dsrl.errors import DsrlError, nearest
+from dsrl.safety import SafetyConfig
 
 Reward = Literal["auto", "success", "step-cost", "dense"]
 NoiseRest = Literal["prior", "zero", "repeat"]
@@ -120,6 +121,7 @@ class FinetuneConfig:
     """cpu, cuda, cuda:1, or auto"""
     overwrite: bool = False
     """write into a run folder that already exists"""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     na: NAConfig = field(default_factory=NAConfig)
     sac: SACConfig = field(default_factory=SACConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -168,6 +170,7 @@ class EvaluateConfig:
     """which agent of the run: the last one, or the one of the best evaluation on the way"""
     json: Path | None = None
     """write the numbers here"""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
     video: Path | None = None
     """film the first episodes: NAME.mp4 shows base and steered side by side, NAME.png is a film strip, a folder gets a
     file per policy and episode; mp4 needs the [video] extra"""
@@ -304,6 +307,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 def finetune_config(values: Mapping[str, Any]) -> FinetuneConfig:
     """The inverse of :func:`to_dict`; unknown keys are errors that name the nearest known one."""
     return _build(FinetuneConfig, values, "")
+
+
+def safety_config(values: Mapping[str, Any]) -> SafetyConfig:
+    """What a ``config.yaml`` says under ``safety``; unknown keys are errors."""
+    return _build(SafetyConfig, values.get("safety") or {}, "safety.")
 
 
 def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:

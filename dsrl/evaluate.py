@@ -21,6 +21,7 @@ from dsrl.episodes import Recorder, low_dimensional
 from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.noise import episode_generators
 from dsrl.policy import FrozenPolicy
+from dsrl.safety import SafetyConfig
 from dsrl.statistics import wilson
 
 Watcher = Callable[[Tensor, Tensor, Tensor], None]
@@ -155,7 +156,8 @@ def evaluate(
             for index, slot in enumerate(slots):
                 if not slot:
                     continue
-                record.step(slot[0], played[index], rewards[index], bool(dones[index]), infos[index])
+                executed = infos[index].get("executed", played[index])
+                record.step(slot[0], executed, rewards[index], bool(dones[index]), infos[index])
                 if dones[index]:
                     advance(bool(record.success[slot.pop(0)]))
                     if slot:
@@ -214,7 +216,12 @@ def environment_of(policy: FrozenPolicy, env: EnvSpec | str | None = None) -> En
 
 @contextmanager
 def evaluation_envs(
-    policy: FrozenPolicy, *, env: EnvSpec | str | None = None, n_envs: int = 4, reward: str = "auto"
+    policy: FrozenPolicy,
+    *,
+    env: EnvSpec | str | None = None,
+    n_envs: int = 4,
+    reward: str = "auto",
+    safety: SafetyConfig | None = None,
 ) -> Iterator[VecEnv]:
     """Chunked environments that are closed afterwards.
 
@@ -224,7 +231,7 @@ def evaluation_envs(
     from dsrl.wrappers import make_vec_env
     from dsrl.wrappers.steered import check_fit
 
-    envs = make_vec_env(environment_of(policy, env), policy.spec, n_envs, reward=reward)
+    envs = make_vec_env(environment_of(policy, env), policy.spec, n_envs, reward=reward, safety=safety)
     try:
         try:
             check_fit(policy, envs.observation_space, envs.action_space)

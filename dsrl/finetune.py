@@ -32,6 +32,7 @@ from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
 from dsrl.probe import probe
 from dsrl.run import RunFolder
+from dsrl.safety_log import SafetyLog
 from dsrl.sb3_logging import MetricsWriter
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec, resolve_reward
 
@@ -68,9 +69,11 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     RunFolder(run_dir.expanduser()).check_room(config.overwrite)
     with ExitStack() as stack:
         eval_envs = stack.enter_context(
-            evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward)
+            evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward, safety=config.safety)
         )
-        train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward, gamma=discount_inside(config))
+        train_envs = make_vec_env(
+            env, policy.spec, config.n_envs, reward=config.reward, gamma=discount_inside(config), safety=config.safety
+        )
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
         console.print(f"base policy {spelled(path)} on {env.id}, run folder {run_dir}")
@@ -118,6 +121,7 @@ class _Run:
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
         outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
         model.set_logger(Logger(str(folder.path), outputs))
+        self.watched = [SafetyLog()] if config.safety.active else []
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
         self.evaluation = SteeringEvaluation(
             self.steps,
@@ -141,7 +145,7 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[self.steps, WarmUp(self.config.warmup_episodes, self.steps), self.evaluation],
+                callback=[self.steps, WarmUp(self.config.warmup_episodes, self.steps), self.evaluation, *self.watched],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
@@ -189,6 +193,8 @@ class _Run:
             self.console.print(
                 f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
             )
+            for log in self.watched:
+                self.console.print(log.tally.describe())
             worst = min(r["success_rate"] for r in self.folder.read_evaluations() if r["policy"] == "steered")
             self.console.print(f"lowest evaluation on the way: {worst:.0%}; picture: {self.folder.learning_curve}")
             self.console.print(f"{plan.describe()}, and {comparison.env_steps:,} of this comparison")

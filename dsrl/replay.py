@@ -100,7 +100,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one decision of every environment."""
+        """Store one decision of every environment; one that was refused before it began teaches nothing."""
         timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         chunks = np.zeros((len(infos), 0))
         if self.chunk_dim:
@@ -109,19 +109,25 @@ class SteeringReplayBuffer(ReplayBuffer):
         if self.pool_size:
             pools = (self.pool_for(obs), self._decode(self._tensor(next_obs)))
             self._latest = (next_obs.copy(), pools[1])
-        self.extend(
-            range(len(infos)),
-            pools,
-            ended=done,
-            obs=obs,
-            next_obs=next_obs,
-            action=np.asarray(action).reshape(len(infos), -1),
-            reward=reward,
-            terminated=done if self.time_limit_terminates else done & ~timeouts,
-            length=np.array([info.get("chunk_length", 1) for info in infos]),
-            chunk=chunks,
-            noise_known=np.ones(len(infos)),
-        )
+        columns = {
+            "ended": done,
+            "obs": obs,
+            "next_obs": next_obs,
+            "action": np.asarray(action).reshape(len(infos), -1),
+            "reward": reward,
+            "terminated": done if self.time_limit_terminates else done & ~timeouts,
+            "length": np.array([info.get("chunk_length", 1) for info in infos]),
+            "chunk": chunks,
+            "noise_known": np.ones(len(infos)),
+        }
+        begun = columns["length"] > 0
+        if not begun.all():
+            self._episodes |= {int(stream): [] for stream in np.flatnonzero(~begun & np.asarray(done, bool))}
+            columns = {name: values[begun] for name, values in columns.items()}
+            rows = torch.as_tensor(begun, device=self.device)
+            pools = None if pools is None else (_rows(pools[0], rows), _rows(pools[1], rows))
+        if begun.any():
+            self.extend(np.flatnonzero(begun).tolist(), pools, **columns)
 
     def extend(
         self, streams: Sequence[int], pools: tuple[Pool, Pool] | None = None, *, ended: np.ndarray, **columns: Any
@@ -323,3 +329,7 @@ def join(one: SteeringSamples, other: SteeringSamples) -> SteeringSamples:
         return Pool(*map(both, a, b)) if isinstance(a, Pool) else torch.cat([a, b])
 
     return SteeringSamples(*map(both, one, other))
+
+
+def _rows(pool: Pool, rows: Tensor) -> Pool:
+    return Pool(*(values[rows] for values in pool))

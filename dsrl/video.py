@@ -16,6 +16,7 @@ from dsrl.errors import DsrlError
 from dsrl.evaluate import evaluate
 from dsrl.frames import Film, film_strip, find_encoder, write_mp4
 from dsrl.policy import FrozenPolicy
+from dsrl.safety import SafetyConfig
 from dsrl.wrappers import make_chunk_env, make_env, resolve_env_spec
 from dsrl.wrappers.rendering import advice, choose_backend
 
@@ -32,13 +33,20 @@ class Camera:
         DsrlError: when the environment cannot be drawn, naming the package that is missing.
     """
 
-    def __init__(self, env: EnvSpec | str, policy: FrozenPolicy, *, reward: str = "auto"):
+    def __init__(
+        self,
+        env: EnvSpec | str,
+        policy: FrozenPolicy,
+        *,
+        reward: str = "auto",
+        safety: SafetyConfig | None = None,
+    ):
         choose_backend()
         self.policy = policy
         spec = resolve_env_spec(env, policy.spec)
         with _explained(spec.id):
             self._recorder = _Recorder(make_env(spec, reward=reward, render_mode="rgb_array"))
-            self._envs = DummyVecEnv([lambda: make_chunk_env(lambda: self._recorder, policy.spec)])
+            self._envs = DummyVecEnv([lambda: make_chunk_env(lambda: self._recorder, policy.spec, safety=safety)])
             self._envs.reset()
 
     def __enter__(self) -> Camera:

@@ -37,15 +37,20 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
         low, high = (np.tile(limit, (n_action_steps, 1)) for limit in (box.low, box.high))
         self.action_space = self._box = spaces.Box(low, high, dtype=box.dtype.type)
         self._succeeded = False
+        self._held: bool | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
-        self._succeeded = False
+        self._succeeded, self._held = False, None
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Play ``(n_action_steps, action_dim)``, clipped to the limits, until the chunk or the episode ends."""
-        chunk = np.clip(np.asarray(action, dtype=self._box.dtype), self._box.low, self._box.high)
+        """Play ``(n_action_steps, action_dim)``, clipped to the limits, until the chunk or the episode ends.
+
+        A shorter chunk is played as it is.
+        """
+        chunk = np.asarray(action, dtype=self._box.dtype)
+        chunk = np.clip(chunk, self._box.low[: len(chunk)], self._box.high[: len(chunk)])
         total, discount, success = 0.0, 1.0, None
         for length, single in enumerate(chunk, start=1):  # noqa: B007 - the length is reported
             obs, reward, terminated, truncated, info = self.env.step(single)
@@ -55,12 +60,16 @@ class ActionChunk(gym.Wrapper, RecordConstructorArgs):
                 success = bool(success) or bool(info["success"])
             if terminated or truncated:
                 break
-        held = info.get("success")
+        if "success" in info:
+            self._held = bool(info["success"])
         info = {**info, "chunk_length": length}
         if success is not None:
             self._succeeded |= success
             info["success"] = success
             if terminated or truncated:
-                info["is_success"] = self._succeeded
-                info["success_held"] = bool(held)
+                info |= self.ending()
         return obs, total, terminated, truncated, info
+
+    def ending(self) -> dict[str, Any]:
+        """What an episode that ends here came to, where the simulator reports a success."""
+        return {} if self._held is None else {"is_success": self._succeeded, "success_held": self._held}

@@ -40,7 +40,10 @@ class Steering:
         self.observation_space = spaces.Box(-np.inf, np.inf, shape=(policy.cond_dim,), dtype=np.float32)
         self.action_space = self.noise_space.action_space()
         self.chunk = np.empty(0)
-        """what :meth:`act` returned last; learners find their part of it in ``info["chunk"]``"""
+        """what :meth:`act` returned last; learners find their part of it in ``info["chunk"]``, or what a safety layer
+        played in its place"""
+        self.outside = np.zeros(0, int)
+        """``(B,)``: actions of these chunks that were beyond the limits"""
         self._cond = torch.empty(0, policy.cond_dim)
         self._rest = torch.Generator()
         self.seed(0)
@@ -68,15 +71,27 @@ class Steering:
 
     def decode(self, cond: Tensor, action: Tensor) -> Tensor:
         """``(B, cond_dim), (B, size)`` -> the chunk that will be executed, ``(B, Ta, Da)`` within the limits."""
+        return self._decode(cond, action).clamp(self._low, self._high)
+
+    def _decode(self, cond: Tensor, action: Tensor) -> Tensor:
         # on the CPU: the same seed gives the same noise on every device
         rest = torch.randn(len(action), self.noise_space.rest_size, generator=self._rest).to(action)
-        return self.policy.decode(cond, self.noise_space.to_noise(action, rest)).clamp(self._low, self._high)
+        return self.policy.decode(cond, self.noise_space.to_noise(action, rest))
 
     def act(self, action: np.ndarray) -> np.ndarray:
         """``(B, size)`` of the noise space -> ``(B, Ta, Da)`` in environment units, for what was observed last."""
         chosen = torch.as_tensor(action, dtype=torch.float32, device=self.policy.device)
-        self.chunk = self.decode(self._cond, chosen).cpu().numpy()
+        decoded = self._decode(self._cond, chosen)
+        chunk = decoded.clamp(self._low, self._high)
+        self.outside = (decoded != chunk).any(dim=-1).sum(dim=-1).cpu().numpy()
+        self.chunk = chunk.cpu().numpy()
         return self.chunk
+
+    def played(self, index: int, info: dict[str, Any]) -> np.ndarray:
+        """The chunk of one environment as it was executed; what was clipped here is counted where safety is watched."""
+        if "safety" in info:
+            info["safety"]["limited"] += int(self.outside[index])
+        return info.pop("executed", self.chunk[index])
 
 
 class SteeredVecEnv(VecEnvWrapper):
@@ -112,8 +127,8 @@ class SteeredVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Receive what the chunks led to; terminal observations are encoded as every other one."""
         obs, rewards, dones, infos = self.venv.step_wait()
-        for info, chunk in zip(infos, self.steering.chunk, strict=True):
-            info["chunk"] = chunk
+        for index, info in enumerate(infos):
+            info["chunk"] = self.steering.played(index, info)
         ended = [info for info in infos if "terminal_observation" in info]
         if ended:
             last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
@@ -154,7 +169,10 @@ class SteeredVectorEnv(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Denoise, play the chunks; ``info["final_obs"]`` is encoded too."""
         obs, rewards, terminated, truncated, info = self.env.step(self.steering.act(actions))
-        info["chunk"] = self.steering.chunk
+        info["chunk"] = self.steering.chunk.copy()
+        for found in (info, info.get("final_info", {})):  # of those that ended the info of the step is the final one
+            where = found.get("_executed", np.zeros(self.num_envs, bool))
+            info["chunk"][where] = found.get("executed", info["chunk"])[where]
         for index in np.flatnonzero(info.get("_final_obs", ())):
             info["final_obs"][index] = self.steering.peek(info["final_obs"][index][None])[0]
         return self.steering.observe(obs), rewards, terminated, truncated, info
@@ -180,7 +198,8 @@ class SteeredEnv(gym.Wrapper):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Denoise one noise vector ``(size,)`` and play the chunk."""
         obs, reward, terminated, truncated, info = self.env.step(self.steering.act(np.asarray(action)[None])[0])
-        info = {**info, "chunk": self.steering.chunk[0]}
+        info = {**info}
+        info["chunk"] = self.steering.played(0, info)
         return self.steering.observe(obs[None])[0], reward, terminated, truncated, info
 
 
