@@ -91,8 +91,8 @@ class SafeChunks(gym.Wrapper):
         self._low, self._high = config.limits(box.low[0], box.high[0])
         self._jump = config.jump(box.shape[1])
         if config.on_limit == "clip":
-            limits = (np.tile(limit, (box.shape[0], 1)) for limit in (self._low, self._high))
-            self.action_space = spaces.Box(*limits, dtype=np.float32)
+            low, high = (np.tile(limit, (box.shape[0], 1)) for limit in (self._low, self._high))
+            self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._since, self._empty = 0.0, 0
         self._obs: Any = None
         self._last: np.ndarray | None = None
