@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsrl.actor import NoiseActor
@@ -19,6 +21,10 @@ from dsrl.critics import CriticEnsemble
 from dsrl.errors import DsrlError, OtherBasePolicy
 from dsrl.policy import FrozenPolicy
 from dsrl.steered import SelectingPolicy, SteeredPolicy
+
+AGENT, WEIGHTS = "agent.json", "agent.safetensors"
+"""of an agent that is a folder: no pickle, not even one that is read with care"""
+_FORMAT, _VERSION = "dsrl-agent", 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ _LAYOUTS = {
 # what reading a file that is no agent may raise; UnpicklingError is torch's refusal to run what stands in it
 _DAMAGE = (
     zipfile.BadZipFile, pickle.UnpicklingError, OSError, EOFError,
-    RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError,
 )  # fmt: skip
 
 
@@ -141,6 +147,22 @@ def read_critic(path: Path, policy: FrozenPolicy) -> tuple[CriticEnsemble, Tenso
     return critic, low, high
 
 
+def save_as_folder(path: Path, folder: Path) -> dict[str, Any]:
+    """Write a saved agent as ``agent.json`` and ``agent.safetensors``, which :func:`read_steered` reads, too.
+
+    Returns:
+        its facts.
+
+    Raises:
+        DsrlError: when the agent is missing or damaged.
+    """
+    state, facts = _contents(path, torch.device("cpu"))
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    data = {"format": _FORMAT, "version": _VERSION, "steering": facts}
+    (folder / AGENT).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return facts
+
+
 def _critic(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> CriticEnsemble:
     weights = {key.removeprefix("critic."): value for key, value in state.items() if key.startswith("critic.")}
     with torch.random.fork_rng(devices=[]):
@@ -151,18 +173,35 @@ def _critic(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> CriticEnse
 
 def _read(path: Path, policy: FrozenPolicy) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and facts of an agent that steers this policy."""
+    state, facts = _contents(path, policy.device)
+    if facts["base_policy_sha256"] != policy.spec.sha256:
+        raise OtherBasePolicy(path, facts["base_policy_sha256"], policy.spec.sha256)
+    return state, facts
+
+
+def _contents(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and facts of a zip of stable-baselines3, or of a folder."""
     if not path.exists():
         raise DsrlError(f"there is no agent at {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
-            weights = archive.read("policy.pth")
-        facts = {**data["steering"], "deployed": data.get("deployed", "actor")}
-        state = torch.load(io.BytesIO(weights), map_location=policy.device, weights_only=True)
-        steers = str(facts["base_policy_sha256"])
+        state, facts = (_from_folder if path.is_dir() else _from_zip)(path, device)
+        facts["base_policy_sha256"] = str(facts["base_policy_sha256"])
     except _DAMAGE as damage:
         reason = (str(damage) or type(damage).__name__).splitlines()[0]
         raise DsrlError(f"{path} is not an agent that dsrl saved, or it is damaged: {reason}") from damage
-    if steers != policy.spec.sha256:
-        raise OtherBasePolicy(path, steers, policy.spec.sha256)
     return state, facts
+
+
+def _from_zip(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+        weights = archive.read("policy.pth")
+    facts = {**data["steering"], "deployed": data.get("deployed", "actor")}
+    return torch.load(io.BytesIO(weights), map_location=device, weights_only=True), facts
+
+
+def _from_folder(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    data = json.loads((path / AGENT).read_text(encoding="utf-8"))
+    if data["format"] != _FORMAT or data["version"] > _VERSION:
+        raise ValueError(f"{AGENT} is {data['format']} {data['version']}; this dsrl reads {_FORMAT} {_VERSION}")
+    return load_file(path / WEIGHTS, device=str(device)), dict(data["steering"])

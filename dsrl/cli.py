@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Command] = {
         "steerability check: what the choice of noise changes", "config:ProbeConfig", "commands:probe", ("checkpoint",)
     ),
     "export": Command("base policy and agent in one file", "config:ExportConfig", "commands:export", ("run", "out")),
+    "push": Command("put a run on the Hugging Face hub", "push:PushConfig", "push:push", ("run", "repo")),
     "convert": Command(
         "write a policy of any format as a diffusers folder",
         "config:ConvertConfig",

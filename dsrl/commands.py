@@ -34,7 +34,9 @@ from dsrl.plugins import ENVS, POLICIES, load_plugins
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import convert as _convert
 from dsrl.pretrained import describe, is_checkpoint, load_policy, save_policy, spelled
+from dsrl.pretrained.agent_folder import is_agent_folder
 from dsrl.pretrained.formats import Format
+from dsrl.pretrained.hub import local
 from dsrl.pretrained.verify import verify
 from dsrl.probe import probe as run_probe
 from dsrl.run import RunFolder
@@ -122,6 +124,7 @@ def evaluate(config: EvaluateConfig) -> None:
     console = Console()
     if config.weights:
         return _evaluate_weights(config, console)
+    config = replace(config, target=local(config.target))
     with ExitStack() as stack:
         base, steered, env = _resolve(config)
         safety = _safety(config)
@@ -189,26 +192,37 @@ def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:
 
 def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None, EnvSpec | str]:
     """Base policy, steered policy and environment of a run folder or a checkpoint."""
-    if config.target.is_dir() and not is_checkpoint(config.target):
-        steered, known = load_run(config.target, config.agent, config.device)
+    if config.target.is_dir() and not is_checkpoint(config.target) and not is_agent_folder(config.target):
+        steered, known = load_run(config.target, config.agent, config.device, config.load.base)
         return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
     policy = load_policy(config.target, **vars(config.load), device=config.device)
     env = environment_of(policy, config.env)
     return (policy.base, policy, env) if isinstance(policy, SteeredPolicy) else (policy, None, env)
 
 
-def load_run(path: Path, agent: str, device: str) -> tuple[SteeredPolicy, EnvSpec]:
-    """The steered policy of a run folder, and the environment that it was trained in.
+def load_run(path: Path, agent: str, device: str, base_path: Path | None = None) -> tuple[SteeredPolicy, EnvSpec]:
+    """The steered policy of a run folder, or of what `dsrl push` made of it, and the environment of its training.
+
+    Args:
+        path: of the folder, or its address on the hub.
+        agent: ``best`` or ``final``; a pushed folder has one only.
+        device: to compute on.
+        base_path: of the base policy, when it has moved.
 
     Raises:
         DsrlError: when the folder is not a run, the base policy has moved or changed, or nothing was learned yet.
     """
+    path = local(path)
+    if is_agent_folder(path):
+        pushed: Any = load_policy(path, base=base_path, device=device)
+        return pushed, pushed.spec.env
     folder = RunFolder.open(path)
     facts = folder.read_base_policy()
-    base = load_policy(facts["path"], **facts.get("load", {}), device=device)
+    where = base_path or facts["path"]
+    base = load_policy(where, **facts.get("load", {}), device=device)
     if base.spec.sha256 != facts["sha256"]:
         raise DsrlError(
-            f"{facts['path']} is no longer the base policy of this run: it hashes to {base.spec.sha256[:12]}, "
+            f"{where} is no longer the base policy of this run: it hashes to {base.spec.sha256[:12]}, "
             f"the run steered {facts['sha256'][:12]}"
         )
     wanted, other = (folder.best, folder.final) if agent == "best" else (folder.final, folder.best)

@@ -58,6 +58,8 @@ class LoadConfig:
     """the instruction, for a policy that reads one; another instruction is another policy"""
     guidance_weight: float | None = None
     """of a guided policy: 0 is what it is guided away from, 1 plain conditioning; left out: what the file says"""
+    base: Path | None = None
+    """of an agent of `dsrl push` or of a run: its base policy, when that is no longer where it was"""
 
     def __post_init__(self) -> None:
         if self.sampling_steps is not None and self.sampling_steps < 1:

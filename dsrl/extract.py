@@ -28,6 +28,8 @@ from dsrl.labelled import ChunkCritic, Labelled, label_recorded, label_samples, 
 from dsrl.labels import Quantile, Rule, Soft, Threshold
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import load_policy, save_policy, spelled
+from dsrl.pretrained.agent_folder import is_agent_folder
+from dsrl.pretrained.hub import local, local_data
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import MetricsWriter
 from dsrl.training import Trainer, windows
@@ -138,6 +140,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
     if out.exists() and not config.overwrite:
         raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    config = replace(config, dataset=local_data(config.dataset))
     guidance, rule = config.guidance, _rule(config)
     base: Any = load_policy(config.base_policy, **vars(config.load), device=config.device)
     data = read_demos(config.dataset, base, base.spec.env)
@@ -255,7 +258,9 @@ def _critic(config: ExtractConfig, base: Any) -> ChunkCritic | None:
             f"{spelled(config.base_policy)} holds a policy of kind '{_kind(base)}', which does not show whole chunks; "
             "--labels critic takes a diffusion or a flow policy"
         )
-    return ChunkCritic(*read_critic(RunFolder.open(config.agent).final, base))
+    folder = local(config.agent)
+    agent = folder if is_agent_folder(folder) else RunFolder.open(folder).final
+    return ChunkCritic(*read_critic(agent, base))
 
 
 def _kind(policy: FrozenPolicy) -> str:

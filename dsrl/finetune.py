@@ -30,6 +30,7 @@ from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
+from dsrl.pretrained.hub import local_data
 from dsrl.probe import probe
 from dsrl.run import RunFolder
 from dsrl.safety_log import SafetyLog
@@ -262,7 +263,7 @@ def _show_demonstrations(
         DsrlError: when they do not fit the policy or the environment, or fail when they are played back.
     """
     assert config.demos is not None
-    data = read_demos(config.demos, policy, env)
+    data = read_demos(local_data(config.demos), policy, env)
     replay_check(data, env, console=console)
     cut = decisions(data, policy, discount_inside(config), config.reward, action_space=action_space)
     buffer = model.new_buffer(len(cut))

@@ -83,6 +83,7 @@ def pretrain(config: PretrainConfig) -> Path:
     from dsrl.data import read_hdf5
     from dsrl.device import auto_device
     from dsrl.pretrained import save_policy
+    from dsrl.pretrained.hub import local_data
     from dsrl.training import Trainer, windows
 
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
@@ -90,6 +91,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if out.exists() and not config.overwrite:
         raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")
     _check(config)
+    config = replace(config, dataset=local_data(config.dataset))
     data = read_hdf5(config.dataset)
     device = auto_device(config.device)
     policy = _new_policy(config, data).to(device)

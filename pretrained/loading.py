@@ -16,6 +16,7 @@ from dsrl.device import auto_device
 from dsrl.errors import DsrlError
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import (
+    agent_folder,
     diffusers_folder,
     diffusion_policy,
     dppo,
@@ -35,7 +36,7 @@ from dsrl.sampler import Sampler
 _MODULES = (native, dppo, diffusion_policy, robomimic, lerobot, diffusers_folder)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """by name, in the order in which they are asked"""
-LIVE = (remote.LIVE, lerobot_flow.LIVE)
+LIVE = (remote.LIVE, agent_folder.LIVE, lerobot_flow.LIVE)
 """policies that are not built here, asked before the formats"""
 
 
@@ -49,6 +50,7 @@ def load_policy(
     sampling_steps: int | None = None,
     task: str | None = None,
     guidance_weight: float | None = None,
+    base: str | Path | None = None,
     device: str | torch.device = "auto",
 ) -> FrozenPolicy:
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
@@ -63,6 +65,7 @@ def load_policy(
         sampling_steps: denoise with DDIM in this many steps instead of what the file says. That is another policy.
         task: the instruction, for a policy that reads one.
         guidance_weight: of a guided policy, instead of what its file says. That is another policy too.
+        base: of an agent of `dsrl push`: its base policy, when that is not where the folder says.
         device: ``cpu``, ``cuda``, ``auto``.
 
     Raises:
@@ -77,6 +80,7 @@ def load_policy(
         sampling_steps=sampling_steps,
         task=task,
         guidance_weight=guidance_weight,
+        base=Path(base) if base else None,
     )
     live, path = find_live(Path(path), load)
     opened = live.open(path, load) if live else native.build_policy(read_checkpoint(path, load), path)
@@ -105,6 +109,8 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
     # other packages are imported only when none of ours fits, and cannot take a name of ours
     formats = FORMATS if ours else {**plugin_formats(), **FORMATS}
     checkpoint = find_format(found, formats, load.format).read(found, load)
+    if load.base is not None:
+        raise DsrlError(f"--load.base is for agents and runs; {path} is a policy of its own, so leave it out")
     if load.guidance_weight is None:
         return checkpoint
     return native.with_guidance_weight(checkpoint, load.guidance_weight, path)
