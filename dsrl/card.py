@@ -31,9 +31,9 @@ def model_card(
     parts = [
         f"---\n{_metadata(rows, base, env, steering, repo, license)}\n---",
         f"# {repo}",
-        f"An agent ({steering['algo']}, {agent} of its run) that steers a frozen policy in **{env.id}** through its noise, "
-        "trained with [dsrl](https://pypi.org/project/dsrl-steering/). The weights of the base policy are not in here and "
-        "were not changed.",
+        f"An agent ({steering['algo']}, {agent} of its run) that steers a frozen policy in **{env.id}** through its "
+        "noise, trained with [dsrl](https://pypi.org/project/dsrl-steering/). The weights of the base policy are not in "
+        "here and were not changed.",
         "## Results",
         verdict,
         _table(rows),
@@ -52,25 +52,21 @@ def _results(run: RunFolder) -> tuple[list[Row], str]:
     """Rows of the last comparison, or what the evaluations on the way say, and one sentence."""
     path = run.path / "comparison.json"
     if not path.is_file():
-        rows = run.read_evaluations()
-        last = [row for row in rows if row["policy"] == "base"][:1] + [r for r in rows if r["policy"] == "steered"][-1:]
-        return last, "The run ended before its last comparison; these are evaluations on the way."
+        seen = run.read_evaluations()
+        ends = [row for row in seen if row["policy"] == "base"][:1] + [r for r in seen if r["policy"] == "steered"][-1:]
+        return list(ends), "The run ended before its last comparison; these are evaluations on the way."
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows = data["rows"]
-        paired = data.get("paired")
-        verdict = (
-            f"On {rows[0]['episodes']} initial states that were used for nothing else, with 95 % Wilson intervals."
-        )
+        rows, paired = data["rows"], data.get("paired")
+        count = rows[0]["episodes"]
+        verdict = f"On {count} initial states that were used for nothing else, with 95 % Wilson intervals."
         if paired:
             verdict += (
                 f" Steered against base on the same states: {100 * paired['difference']:+.0f} points, 95 % interval "
                 f"{100 * paired['low']:+.0f} to {100 * paired['high']:+.0f}, p = {paired['p']:.1g}."
             )
     except (ValueError, LookupError, TypeError) as error:
-        raise DsrlError(
-            f"{path} is not what `dsrl finetune` wrote: {error!r}; run it again, or remove the file"
-        ) from error
+        raise DsrlError(f"{path} is not what `dsrl finetune` wrote ({error!r}); remove the file") from error
     return rows, verdict
 
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -148,9 +149,9 @@ def test_a_base_policy_that_has_moved_is_named(pushed, run, base, tmp_path):
     assert commands.load_run(run, "final", "cpu", moved)[0].base.spec.sha256
     with pytest.raises(OtherBasePolicy):
         load_policy(pushed, base=DEFAULT_CHECKPOINT, device="cpu")
-    with pytest.raises(DsrlError, match="leave out every --load setting but --load.base"):
+    with pytest.raises(DsrlError, match=r"leave out every --load setting but --load.base"):
         load_policy(pushed, base=moved, sampling_steps=3, device="cpu")
-    with pytest.raises(DsrlError, match="--load.base is for agents and runs"):
+    with pytest.raises(DsrlError, match=r"--load.base is for agents and runs"):
         load_policy(moved, base=moved, device="cpu")
 
 
@@ -196,9 +197,7 @@ def test_it_is_uploaded_and_refusals_are_explained(run, monkeypatch, capsys):
 
         def upload_folder(self, *, repo_id, folder_path, commit_message):
             sent["files"] = sorted(path.name for path in folder_path.iterdir())
-            return huggingface_hub.CommitInfo(
-                commit_url="https://hub/commit/1", commit_message="m", commit_description="", oid="1"
-            )
+            return SimpleNamespace(commit_url="https://huggingface.co/org/reach/commit/1")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     push(PushConfig(run, hub.Path("org/reach"), private=True))
