@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dsrl.actor import NoiseActor
@@ -157,7 +157,8 @@ def save_as_folder(path: Path, folder: Path) -> dict[str, Any]:
         DsrlError: when the agent is missing or damaged.
     """
     state, facts = _contents(path, torch.device("cpu"))
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    (folder / WEIGHTS).write_bytes(save(weights))
     data = {"format": _FORMAT, "version": _VERSION, "steering": facts}
     (folder / AGENT).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return facts

@@ -32,8 +32,8 @@ def model_card(
         f"---\n{_metadata(rows, base, env, steering, repo, license)}\n---",
         f"# {repo}",
         f"An agent ({steering['algo']}, {agent} of its run) that steers a frozen policy in **{env.id}** through its "
-        "noise, trained with [dsrl](https://pypi.org/project/dsrl-steering/). The weights of the base policy are not in "
-        "here and were not changed.",
+        "noise, trained with [dsrl](https://pypi.org/project/dsrl-steering/). The weights of the base policy are not "
+        "in here and were not changed.",
         "## Results",
         verdict,
         _table(rows),
@@ -41,7 +41,7 @@ def model_card(
         "## Use",
         _use(base, repo),
         "## Make it again",
-        "```console\n$ dsrl finetune --config config.yaml --run-dir again\n```",
+        f"```console\n$ dsrl finetune --config config.yaml{_base_flag(base)} --run-dir again\n```",
         "`config.yaml` holds every setting, `environment.json` the versions and the machine, `evaluations.csv` every "
         "evaluation on the way." + (" `report.html` shows them." if (run.path / "report.html").is_file() else ""),
     ]
@@ -90,6 +90,14 @@ def _use(base: Mapping[str, Any], repo: str) -> str:
         f"$ dsrl finetune --base-policy hf://{repo}{flag}    # steer it further\n```\n\n"
         f"The base policy has the sha256 `{base['sha256']}`; another one is refused. {where}."
     )
+
+
+def _base_flag(base: Mapping[str, Any]) -> str:
+    """The path in ``config.yaml`` is one of the machine that pushed."""
+    path = str(base["path"])
+    if path.startswith("dsrl:"):  # what is steered when nothing is said
+        return ""
+    return f" --base-policy {path if '://' in path else 'PATH'}"
 
 
 def _metadata(
