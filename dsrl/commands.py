@@ -15,6 +15,7 @@ from dsrl import finetune as _finetune
 from dsrl.actor_file import read_steered
 from dsrl.cfgrl import Guided
 from dsrl.compare import compare, print_probe
+from dsrl.compare_runs import Contender, compare_runs
 from dsrl.config import (
     ConvertConfig,
     EvaluateConfig,
@@ -44,6 +45,7 @@ from dsrl.safety import SafetyConfig
 from dsrl.safety_log import TalliedEnvs
 from dsrl.steered import SteeredPolicy
 from dsrl.video import Camera, check_target, save_films
+from dsrl.wrappers import resolve_env_spec
 from dsrl.wrappers.families import Family
 
 
@@ -124,6 +126,8 @@ def evaluate(config: EvaluateConfig) -> None:
     console = Console()
     if config.weights:
         return _evaluate_weights(config, console)
+    if config.compare is not None:
+        return _evaluate_two(config, config.compare, console)
     config = replace(config, target=local(config.target))
     with ExitStack() as stack:
         base, steered, env = _resolve(config)
@@ -167,6 +171,29 @@ def _film(
         films["steered"] = camera.film(steered, "steered", noise_scale=steered.acting_scale, **settings)
     for path in save_films(config.video, films):
         console.print(f"film: {path}")
+
+
+def _evaluate_two(config: EvaluateConfig, other: Path, console: Console) -> None:
+    """``--compare``: the target against another run or checkpoint."""
+    comparison = compare_runs(
+        _contender(config, other),
+        _contender(config, config.target),
+        episodes=config.episodes,
+        seed=config.seed,
+        n_envs=config.n_envs,
+        reward=config.reward,
+        console=console,
+    )
+    comparison.print(console)
+    console.print(comparison.verdict())
+    if config.json is not None:
+        comparison.save(config.json)
+
+
+def _contender(config: EvaluateConfig, target: Path) -> Contender:
+    base, steered, env = _resolve(replace(config, target=target, compare=None))
+    policy, scale = (base, 1.0) if steered is None else (steered, steered.acting_scale)
+    return Contender(str(target), policy, base.spec.sha256, scale, resolve_env_spec(env, base.spec))
 
 
 def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:

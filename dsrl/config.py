@@ -158,6 +158,8 @@ class EvaluateConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
     env: str | None = None
     """left out: the one of the run or the checkpoint"""
+    compare: Path | None = None
+    """another run or checkpoint, played on the same episodes; what the target does more than it is shown"""
     episodes: int = 100
     """initial states, the seeds seed, seed + 1, ..."""
     seed: int = 10_000_000
@@ -189,6 +191,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         positive(self, "episodes", "repeats", "n_envs", "video_episodes")
+        if self.compare is not None and (self.repeats > 1 or self.video is not None or self.weights):
+            raise DsrlError("--compare plays two policies once; leave out --repeats, --video and --guidance-weight")
         if not self.weights:
             if self.plot is not None:
                 raise DsrlError(
@@ -207,7 +211,7 @@ class EvaluateConfig:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Those of ``guidance_weight``, each once, in order."""
+        """Those of ``guidance_weight``."""
         try:
             return tuple(sorted({float(word) for word in (self.guidance_weight or "").split(",") if word.strip()}))
         except ValueError:

@@ -27,6 +27,7 @@ from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
+from dsrl.noise_diagnostics import NoiseDiagnostics
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
@@ -133,6 +134,10 @@ class _Run:
             seed=first_seed(_CURVE, config),
             watch=self.watch,
         )
+        self.warmup = WarmUp(config.warmup_episodes, self.steps)
+        self.diagnostics = NoiseDiagnostics(
+            config.total_env_steps, lambda: self.steps.env_steps, lambda: self.evaluation.steered().actor
+        )
 
     def learn(self) -> bool:
         """Train until the budget is spent; returns whether it was interrupted."""
@@ -146,7 +151,7 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[self.steps, WarmUp(self.config.warmup_episodes, self.steps), self.evaluation, *self.watched],
+                callback=[self.steps, self.warmup, self.evaluation, self.diagnostics, *self.watched],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:
