@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from dsrl import __version__
 from dsrl.errors import DsrlError, nearest
@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command(
         "score a run or a checkpoint on seeded episodes", "config:EvaluateConfig", "commands:evaluate", ("target",)
     ),
+    "report": Command("one HTML page about one run or many", "report:ReportConfig", "report:report", ("runs",)),
     "probe": Command(
         "steerability check: what the choice of noise changes", "config:ProbeConfig", "commands:probe", ("checkpoint",)
     ),
@@ -139,8 +140,9 @@ def _with_positionals(kind: Any, names: tuple[str, ...]) -> Any:
     """Let ``dsrl inspect ckpt.pt`` do without flag names."""
     import tyro
 
+    hints = get_type_hints(kind)
     for name in names:
-        kind.__annotations__[name] = tyro.conf.Positional[Path]
+        kind.__annotations__[name] = tyro.conf.Positional[hints[name]]  # type: ignore[valid-type]
     return kind
 
 

@@ -97,7 +97,12 @@ class Comparison:
         Raises:
             RunFailed: when they cannot be written.
         """
-        data: dict[str, Any] = {"seed": self.base.seed, "env_steps": self.env_steps, "rows": self.rows()}
+        data: dict[str, Any] = {
+            "seed": self.base.seed,
+            "repeats": self.repeats,
+            "env_steps": self.env_steps,
+            "rows": self.rows(),
+        }
         if self.steered is not None:
             gains = self.gains(self.steered)
             data["paired"] = gains.pop("success")._asdict()

@@ -30,7 +30,7 @@ class NoiseDiagnostics(BaseCallback):
     ``critic/agreement``  correlation of the two over eight noises of one state, mean over states (NA)
     ====================  ============================================================================================
 
-    Its draws come from a generator of its own, so that a run is the same with and without it.
+    It leaves the generators alone, so that a run is the same with and without it.
 
     Args:
         budget: env steps of the run.
@@ -52,7 +52,9 @@ class NoiseDiagnostics(BaseCallback):
         learned = getattr(model, "_n_updates", 0)
         if learned and self._seen and np.any(self.locals["dones"]) and self.env_steps() >= self._next:
             self._next = self.env_steps() + self.interval
-            for name, value in self.measure().items():
+            with torch.random.fork_rng(devices=[]):  # building an actor draws its first weights
+                found = self.measure()
+            for name, value in found.items():
                 self.logger.record(name, value)
         return True
 

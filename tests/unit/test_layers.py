@@ -11,13 +11,13 @@ _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
           transitions labels chunk_policy training episodes eval_budget
-          frames checks safety card aggregate""",
+          frames checks safety card aggregate start_space report_plots""",
     1: "diffusion guidance values steered replay noise_policy",
     2: "noise_losses demo_mix piloted awr cfgrl",
     3: "noise_diagnostics noise_aliased agents actor_file anchored",
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
-          extract labelled guidance_curve trial safety_log push compare_runs""",
-    5: "cli commands doctor",
+          extract labelled guidance_curve trial safety_log push compare_runs film_strip report_data report_page report_sections""",
+    5: "cli commands doctor report",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
 SIBLINGS = (0, 4, 5)
