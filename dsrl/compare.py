@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,18 +209,23 @@ def in_words(gain: Paired) -> str:
 
 def print_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """The table of policies."""
-    table = Table("policy", "success", "95 %", "held", "return", "env steps", "jerk", "ms per call")
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "policy": lambda row: row["policy"],
+        "success": lambda row: f"{row['success_rate']:.0%}",
+        "95 %": lambda row: f"[{100 * row['success_low']:.0f}, {100 * row['success_high']:.0f}]",
+        "held": lambda row: f"{row['held_rate']:.0%}",
+        "return": lambda row: f"{row['mean_return']:.3g}",
+        "env steps": lambda row: f"{row['mean_length']:.0f}",
+        "jerk": lambda row: "-" if row["jerk"] is None else f"{row['jerk']:.2g}",
+        "ms per call": lambda row: "-" if row["decision_ms"] is None else f"{row['decision_ms']:.2g}",
+    }
+    # where an episode ends with success and earns 1 for it, two columns would only repeat the first
+    for name, measure in (("held", "held_rate"), ("return", "mean_return")):
+        if all(abs(row[measure] - row["success_rate"]) < 1e-9 for row in rows):
+            del columns[name]
+    table = Table(*columns)
     for row in rows:
-        low, high = row["success_low"], row["success_high"]
-        table.add_row(
-            row["policy"],
-            f"{row['success_rate']:.0%}",
-            f"[{100 * low:.0f}, {100 * high:.0f}]",
-            f"{row['held_rate']:.0%}",
-            f"{row['mean_return']:.3g}",
-            f"{row['mean_length']:.0f}",
-            *("-" if row[name] is None else f"{row[name]:.2g}" for name in ("jerk", "decision_ms")),
-        )
+        table.add_row(*(show(row) for show in columns.values()))
     console.print(table)
 
 

@@ -105,7 +105,7 @@ def compare_runs(
         with evaluation_envs(contender.policy, env=contender.env, n_envs=min(n_envs, episodes), reward=reward) as envs:
             settings: dict[str, Any] = {"noise_scale": contender.noise_scale, "console": console}
             results.append(evaluate(contender.policy, envs, episodes=episodes, seed=seed, name=name, **settings))
-    return RunComparison(*results, same_base=first.base_sha256 == second.base_sha256)
+    return RunComparison(results[0], results[1], same_base=first.base_sha256 == second.base_sha256)
 
 
 def task_differences(one: EnvSpec, other: EnvSpec) -> list[str]:

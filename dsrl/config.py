@@ -195,9 +195,7 @@ class EvaluateConfig:
             raise DsrlError("--compare plays two policies once; leave out --repeats, --video and --guidance-weight")
         if not self.weights:
             if self.plot is not None:
-                raise DsrlError(
-                    "--plot draws success against the guidance weight; give --guidance-weight 0,1,1.5,2,3,5"
-                )
+                raise DsrlError("--plot draws success against the guidance weight; give --guidance-weight 0,1,1.5,2")
             return
         if self.repeats > 1 or self.video is not None or self.load.guidance_weight is not None:
             raise DsrlError(

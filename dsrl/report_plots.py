@@ -64,14 +64,13 @@ def chart(
     y_range: tuple[float, float] | None = None,
     x_format: Callable[[float], str] = count,
     y_format: Callable[[float], str] = number,
-    y_label: str = "",
 ) -> str:
     """A figure with a caption, a chart and a legend, as HTML."""
     frame = _Frame(
         x_range or _span([s.x for s in series], zero=True),
         y_range or _span([v for s in series for v in (s.y, s.low, s.high) if v is not None] + _values(levels)),
     )
-    parts = [frame.axes(x_format, y_format, x_label, y_label)]
+    parts = [frame.axes(x_format, y_format, x_label)]
     parts += [frame.level(level) for level in levels]
     parts += [frame.band(s) for s in series if s.low is not None and s.high is not None]
     parts += [frame.draw(s, x_format, y_format) for s in series]
@@ -96,9 +95,7 @@ class _Frame:
     def points(self, x: np.ndarray, y: np.ndarray) -> str:
         return " ".join(f"{self.x(a)},{self.y(b)}" for a, b in zip(x, y, strict=True) if isfinite(b))
 
-    def axes(
-        self, x_format: Callable[[float], str], y_format: Callable[[float], str], x_label: str, y_label: str
-    ) -> str:
+    def axes(self, x_format: Callable[[float], str], y_format: Callable[[float], str], x_label: str) -> str:
         parts = []
         for tick in ticks(*self.y_range):
             y = self.y(tick)
@@ -112,8 +109,6 @@ class _Frame:
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-        if y_label:
-            parts.append(f'<text x="{_LEFT + 4}" y="{_TOP + 8}">{escape(y_label)}</text>')
         return "".join(parts)
 
     def level(self, level: Level) -> str:

@@ -219,10 +219,9 @@ def starts_section(run: Run) -> str:
         marks.append(Series(failed, x[~won], y[~won], index, style="cross"))
         figures.append(
             chart(
-                name if name != BASE else "base policy",
+                f"{'base policy' if name == BASE else name}: {columns[-1]} (upwards) against {columns[0]}",
                 marks,
                 x_label=columns[0],
-                y_label=columns[-1],
                 x_range=spans[0],
                 y_range=spans[1],
                 x_format=number,

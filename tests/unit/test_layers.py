@@ -16,7 +16,8 @@ _LEVELS = {
     2: "noise_losses demo_mix piloted awr cfgrl",
     3: "noise_diagnostics noise_aliased agents actor_file anchored",
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
-          extract labelled guidance_curve trial safety_log push compare_runs film_strip report_data report_page report_sections""",
+          extract labelled guidance_curve trial safety_log push compare_runs film_strip report_data
+          report_page report_sections""",
     5: "cli commands doctor report",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
