@@ -142,7 +142,7 @@ def _with_positionals(kind: Any, names: tuple[str, ...]) -> Any:
 
     hints = get_type_hints(kind)
     for name in names:
-        kind.__annotations__[name] = tyro.conf.Positional[hints[name]]  # type: ignore[misc]
+        kind.__annotations__[name] = tyro.conf.Positional[hints[name]]  # type: ignore[misc, valid-type]
     return kind
 
 

@@ -16,6 +16,7 @@ from dsrl.episodes import MEASURES, Episodes, episodes_path
 from dsrl.errors import DsrlError
 from dsrl.evaluate import Evaluation, evaluate, evaluation_envs
 from dsrl.policy import FrozenPolicy
+from dsrl.safety import SafetyConfig
 from dsrl.statistics import Paired
 
 
@@ -29,6 +30,7 @@ class Contender:
     """of the policy that is steered, or its own"""
     noise_scale: float
     env: EnvSpec
+    safety: SafetyConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class RunComparison:
         print_rows(self.rows(), console)
         if not self.same_base:
             console.print("they steer different base policies: the difference is not that of the steering alone")
-        for name, gain in self.gains.items():
-            if name != "success":
+        gains = self.gains
+        for name, gain in gains.items():
+            if name != "success" and (name != "held" or gain != gains["success"]):
                 interval = f"95 % interval {gain.low:+.3g} to {gain.high:+.3g}"
                 console.print(f"{name}: {gain.difference:+.3g}, {interval}, p = {gain.p:.1g}")
 
@@ -102,7 +105,8 @@ def compare_runs(
     names = (first.name, second.name) if first.name != second.name else (first.name, f"{second.name} (2)")
     results = []
     for contender, name in zip((first, second), names, strict=True):
-        with evaluation_envs(contender.policy, env=contender.env, n_envs=min(n_envs, episodes), reward=reward) as envs:
+        made: dict[str, Any] = {"env": contender.env, "reward": reward, "safety": contender.safety}
+        with evaluation_envs(contender.policy, n_envs=min(n_envs, episodes), **made) as envs:
             settings: dict[str, Any] = {"noise_scale": contender.noise_scale, "console": console}
             results.append(evaluate(contender.policy, envs, episodes=episodes, seed=seed, name=name, **settings))
     return RunComparison(results[0], results[1], same_base=first.base_sha256 == second.base_sha256)

@@ -43,7 +43,8 @@ class Recorder:
     def step(self, episode: int, chunk: np.ndarray, reward: float, done: bool, info: Mapping[str, Any]) -> None:
         """One decision of an episode, and whether it ended."""
         length = info["chunk_length"]
-        self._played[episode].append(np.clip(chunk, self.low, self.high)[:length])
+        # where limits stand before the simulator, they say what was played
+        self._played[episode].append(np.clip(info.get("executed", chunk), self.low, self.high)[:length])
         self.returns[episode] += reward
         self.lengths[episode] += length
         if done:

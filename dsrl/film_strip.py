@@ -1,4 +1,4 @@
-"""A few frames of one episode, without a video encoder."""
+"""A few frames of one episode out of an evaluation, for a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.noise import episode_generators
 from dsrl.policy import FrozenPolicy
+from dsrl.safety import SafetyConfig
 from dsrl.wrappers import make_chunk_env, make_env
+from dsrl.wrappers.rendering import advice, choose_backend
 
 _RENDERS = 24
 """of an episode, of which some are kept"""
@@ -68,22 +70,32 @@ class Filmer:
         env: where the episodes are played, or what makes it.
         policy: whose chunks and histories it has.
         reward: convention.
+        safety: limits that stand before the simulator.
 
     Raises:
         DsrlError: when it cannot be rendered here, saying why.
     """
 
-    def __init__(self, env: EnvSpec | Callable[[], gymnasium.Env], policy: FrozenPolicy, reward: str = "auto"):
+    def __init__(
+        self,
+        env: EnvSpec | Callable[[], gymnasium.Env],
+        policy: FrozenPolicy,
+        reward: str = "auto",
+        safety: SafetyConfig | None = None,
+    ):
+        if not callable(env):
+            choose_backend()
         try:
             single = env() if callable(env) else make_env(env, reward=reward, render_mode="rgb_array")
             limit = None if callable(env) else env.max_episode_steps
             self.frames = _Frames(single, max(1, (limit or 200) // _RENDERS))
-            self.env = make_chunk_env(lambda: self.frames, policy.spec)
+            self.env = make_chunk_env(lambda: self.frames, policy.spec, safety=safety)
             self.env.reset(seed=0)
         except DsrlError:
             raise
         except Exception as error:  # back-ends of OpenGL fail in their own ways
-            raise DsrlError(f"the environment cannot be rendered here: {type(error).__name__}: {error}") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DsrlError(f"the environment cannot be drawn here: {reason:.200}. {advice()}") from error
 
     @torch.no_grad()
     def play(

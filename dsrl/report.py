@@ -13,6 +13,7 @@ from dsrl import __version__
 from dsrl import report_page as page
 from dsrl import report_sections as sections
 from dsrl.compare import BASE
+from dsrl.config import safety_config
 from dsrl.errors import DsrlError
 from dsrl.files import write_text
 from dsrl.film_strip import Filmer
@@ -91,7 +92,7 @@ def films(run: Run, config: ReportConfig) -> str:
     try:
         steered, env = load_run(run.folder.path, "final", config.device)
         reward = str(run.config.get("reward", "auto"))
-        with closing(Filmer(env, steered.base, reward)) as filmer:
+        with closing(Filmer(env, steered.base, reward, safety_config(run.config))) as filmer:
             return page.heading(3, run.name) + _strips(run, filmer, steered, config.strips)
     except DsrlError as error:
         return page.paragraph(f"{run.name}: no film strips: {error}", "soft")
