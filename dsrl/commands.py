@@ -191,7 +191,7 @@ def _evaluate_two(config: EvaluateConfig, other: Path, console: Console) -> None
 
 
 def _contender(config: EvaluateConfig, target: Path) -> Contender:
-    config = replace(config, target=target, compare=None)
+    config = replace(config, target=local(target), compare=None)
     base, steered, env = _resolve(config)
     policy, scale = (base, 1.0) if steered is None else (steered, steered.acting_scale)
     return Contender(str(target), policy, base.spec.sha256, scale, resolve_env_spec(env, base.spec), _safety(config))

@@ -18,6 +18,7 @@ from dsrl.errors import DsrlError
 from dsrl.files import write_text
 from dsrl.film_strip import Filmer
 from dsrl.policy import FrozenPolicy
+from dsrl.pretrained.hub import local
 from dsrl.report_data import Run, Task, group, not_comparable, read_runs
 from dsrl.steered import SteeredPolicy
 
@@ -27,7 +28,7 @@ class ReportConfig:
     """Write one HTML page about finished or unfinished runs."""
 
     runs: tuple[Path, ...]
-    """run folders; seeds of one method are drawn together"""
+    """run folders, or hf:// addresses of some; seeds of one method are drawn together"""
     out: Path | None = None
     """page to write; left out: report.html, in the run folder where there is one run, else here"""
     strips: int = 3
@@ -46,7 +47,7 @@ class ReportConfig:
 
 def report(config: ReportConfig) -> None:
     """``dsrl report``"""
-    runs = read_runs(config.runs)
+    runs = read_runs([local(path) for path in config.runs])
     out = config.out or (runs[0].folder.path if len(runs) == 1 else Path()) / "report.html"
     if out.is_dir():
         raise DsrlError(f"--out {out} is a folder; name a file in it, such as {out / 'report.html'}")
