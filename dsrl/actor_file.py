@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dsrl.actor import NoiseActor
@@ -158,8 +159,9 @@ def save_as_folder(path: Path, folder: Path) -> dict[str, Any]:
     """
     state, facts = _contents(path, torch.device("cpu"))
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    (folder / WEIGHTS).write_bytes(save(weights))
-    data = {"format": _FORMAT, "version": _VERSION, "steering": facts}
+    content = save(weights)
+    (folder / WEIGHTS).write_bytes(content)
+    data = {"format": _FORMAT, "version": _VERSION, "weights_sha256": _sha256(content), "steering": facts}
     (folder / AGENT).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return facts
 
@@ -205,4 +207,11 @@ def _from_folder(path: Path, device: torch.device) -> tuple[dict[str, Tensor], d
     data = json.loads((path / AGENT).read_text(encoding="utf-8"))
     if data["format"] != _FORMAT or data["version"] > _VERSION:
         raise ValueError(f"{AGENT} is {data['format']} {data['version']}; this dsrl reads {_FORMAT} {_VERSION}")
-    return load_file(path / WEIGHTS, device=str(device)), dict(data["steering"])
+    content = (path / WEIGHTS).read_bytes()
+    if _sha256(content) != data["weights_sha256"]:
+        raise ValueError(f"{WEIGHTS} hashes to {_sha256(content)[:12]}, {AGENT} says {data['weights_sha256']:.12}")
+    return {name: tensor.to(device) for name, tensor in load(content).items()}, dict(data["steering"])
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -26,6 +26,7 @@ COPIED = (
     "evaluations.csv",
     "metrics.csv",
     "comparison.json",
+    "comparison_episodes.npz",
     "learning_curve.png",
     "report.html",
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dsrl.config import LoadConfig
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.pretrained.live import Live
+from dsrl.pretrained.remote import is_address
 
 PACKAGED = "dsrl:"
 """before the name of a checkpoint that ships with the package"""
@@ -25,8 +27,18 @@ def is_agent_folder(path: Path) -> bool:
     return (path / AGENT).is_file()
 
 
-def read_base(path: Path) -> dict[str, Any]:
-    """Which policy the agent of a folder steers: ``path sha256 env load``.
+@dataclass(frozen=True)
+class BaseFacts:
+    """Which policy an agent steers, and where."""
+
+    path: str
+    sha256: str
+    load: Mapping[str, Any]
+    env: EnvSpec | None
+
+
+def read_base(path: Path) -> BaseFacts:
+    """What ``base_policy.json`` of a folder says.
 
     Raises:
         DsrlError: when the folder does not say it.
@@ -34,14 +46,15 @@ def read_base(path: Path) -> dict[str, Any]:
     file = path / "base_policy.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or not isinstance(facts["path"], str) or not isinstance(facts["sha256"], str):
+        if not isinstance(facts["path"], str) or not isinstance(facts["sha256"], str):
             raise ValueError("expected a path and a sha256")
         known = {field.name for field in fields(LoadConfig)}
         if unknown := facts.get("load", {}).keys() - known:
             raise ValueError(f"unknown settings {sorted(unknown)}; is this dsrl too old?")
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise DsrlError(f"{file} does not say which base policy this agent steers: {error}") from error
-    return facts
+        env = EnvSpec.from_robomimic(facts["env"]) if facts.get("env") else None
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise DsrlError(f"{file} does not say which base policy this agent steers: {error!r}") from error
+    return BaseFacts(facts["path"], facts["sha256"], facts.get("load", {}), env)
 
 
 def open_folder(path: Path, load: LoadConfig) -> nn.Module:
@@ -57,17 +70,26 @@ def open_folder(path: Path, load: LoadConfig) -> nn.Module:
             f"{path} says itself how its base policy is read; leave out every --load setting but --load.base"
         )
     facts = read_base(path)
-    where = str(load.base or facts["path"])
+    where = str(load.base or facts.path)
     if where.startswith(PACKAGED):
         where = str(Path(__file__).with_name("checkpoints") / Path(where.removeprefix(PACKAGED)).name)
+    elif load.base is None and is_address(where):
+        raise DsrlError(
+            f"{path} asks to connect to {where} for its base policy; if you trust both, say so: --load.base {where}"
+        )
     elif load.base is None and "://" not in where and not Path(where).exists():
         raise DsrlError(
             f"{path}: the base policy of this agent is not at {where}, where it was when it was pushed. Get the policy "
-            f"with the sha256 {facts['sha256'][:12]} and name it: --load.base PATH"
+            f"with the sha256 {facts.sha256[:12]} and name it: --load.base PATH"
         )
-    base = load_policy(where, **facts.get("load", {}), device="cpu")
+    try:
+        base = load_policy(where, **facts.load, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise DsrlError(f"{path / 'base_policy.json'}: {where} cannot be read as it says: {error}") from error
+    except RecursionError as error:
+        raise DsrlError(f"{path / 'base_policy.json'} names {where}, which leads back to this agent") from error
     steered = read_steered(path, base)
-    env = EnvSpec.from_robomimic(facts["env"]) if facts.get("env") else base.spec.env
+    env = facts.env or base.spec.env
     # agents that steer this one in turn must know it: by its base, and by the bytes of its own weights
     identity = hashlib.sha256(f"{base.spec.sha256}{weights_of(path)}".encode()).hexdigest()
     steered.spec = replace(steered.spec, env=env, sha256=identity)

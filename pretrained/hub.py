@@ -16,7 +16,7 @@ PATTERNS = ["*.json", "*.safetensors", "ckpt.pt"]
 """what is fetched: files of the formats that a folder can have, none of which is a pickle but our own"""
 
 _DATA = re.compile(r"^hf:/{1,2}datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?$")
-_BESIDE_AGENTS = ["*.json", "*.safetensors", "*.yaml", "*.csv"]
+_BESIDE_AGENTS = ["*.json", "*.safetensors", "*.yaml", "*.csv", "*.npz"]
 
 
 def is_address(path: str | Path) -> bool:

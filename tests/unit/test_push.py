@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard, utils
+from mutants import mutate
 
 from dsrl import commands
 from dsrl.actor_file import read_critic, read_steered
@@ -172,6 +174,7 @@ def test_the_base_policy_is_named_so_that_others_find_it(run, base, tmp_path, mo
     [
         ("agent.json", '{"format": "dsrl-agent", "version": 9, "steering": {}}', "this dsrl reads dsrl-agent 1"),
         ("agent.json", "[]", "is not an agent that dsrl saved"),
+        ("agent.json", '{"format": "dsrl-agent", "version": 1, "steering": {}, "weights_sha256": "0"}', "hashes to"),
         ("agent.safetensors", "cos\nsystem\n(S'true'\ntR.", "is not an agent that dsrl saved, or it is damaged"),
         ("base_policy.json", '{"path": "x"}', "does not say which base policy this agent steers"),
         ("base_policy.json", None, "does not say which base policy this agent steers"),
@@ -183,6 +186,36 @@ def test_a_damaged_folder_is_explained(pushed, file, content, message):
         (pushed / file).write_text(content)
     with pytest.raises(DsrlError, match=message):
         load_policy(pushed, device="cpu")
+
+
+def test_a_folder_neither_connects_nor_goes_round_in_circles(pushed):
+    facts = json.loads((pushed / "base_policy.json").read_text())
+    for path, message in (
+        ("ws://example.org:1", r"asks to connect to ws://example.org:1.*--load.base ws://example.org:1"),
+        (str(pushed), "leads back to this agent"),
+    ):
+        (pushed / "base_policy.json").write_text(json.dumps({**facts, "path": path}))
+        with pytest.raises(DsrlError, match=message):
+            load_policy(pushed, device="cpu")
+
+
+def test_no_damage_crashes_it_runs_code_or_plays_differently(pushed, tmp_path):
+    """Every file that is read, damaged in every way that the formats of checkpoints are."""
+    whole, trap, rng, faults, refused = load_policy(pushed, device="cpu"), tmp_path / "trap", random.Random(0), [], 0
+    expected = chunks(whole)
+    for number in range(150):
+        (root := tmp_path / f"{number}").mkdir()
+        for name in ("agent.json", "agent.safetensors", "base_policy.json"):
+            shutil.copy(pushed / name, root / name)
+        done = mutate(root, rng, trap)
+        try:
+            if load_policy(root, device="cpu").spec.sha256 == whole.spec.sha256:
+                assert torch.equal(chunks(load_policy(root, device="cpu")), expected)
+        except DsrlError:
+            refused += 1
+        except Exception as error:
+            faults.append(f"{done}: {type(error).__name__}: {error}")
+    assert not faults and not trap.exists() and refused > 75, "\n".join(faults)
 
 
 def test_it_is_uploaded_and_refusals_are_explained(run, monkeypatch, capsys):
