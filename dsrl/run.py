@@ -92,7 +92,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Find an earlier run.
+        """Find an earlier run, or what `dsrl push` made of one, which has no checkpoints.
 
         Raises:
             DsrlError: when there is none, naming what is missing.
@@ -100,7 +100,8 @@ class RunFolder:
         run = cls(Path(path).expanduser())
         if not run.path.is_dir():
             raise DsrlError(f"there is no run folder {run.path}; `dsrl finetune --run-dir {run.path}` makes one")
-        missing = [name for name in _REQUIRED if not (run.path / name).exists()]
+        needed = [name for name in _REQUIRED if name != "checkpoints" or not (run.path / "agent.json").is_file()]
+        missing = [name for name in needed if not (run.path / name).exists()]
         if missing:
             raise DsrlError(
                 f"{run.path} is not a whole run folder: it lacks {', '.join(missing)}. "

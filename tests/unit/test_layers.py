@@ -11,7 +11,7 @@ _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
           transitions labels chunk_policy training episodes eval_budget
-          frames checks safety card aggregate start_space report_plots""",
+          frames checks safety card plain aggregate start_space report_plots""",
     1: "diffusion guidance values steered replay noise_policy",
     2: "noise_losses demo_mix piloted awr cfgrl",
     3: "noise_diagnostics noise_aliased agents actor_file anchored",

@@ -105,6 +105,7 @@ def test_what_is_pushed_can_run_nothing_and_has_no_base_policy(pushed, base, mon
 def test_the_card_says_what_the_run_says(pushed):
     text = (pushed / "README.md").read_text()
     card = ModelCard(text)
+    assert RunFolder.open(pushed).read_evaluations() == []  # its numbers are read as those of a run
     (result,) = card.data.eval_results
     assert (result.metric_value, result.dataset_name) == (
         0.9,
