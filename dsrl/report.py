@@ -77,10 +77,9 @@ def _task(task: Task, films: dict[str, str], alone: bool) -> str:
     words, kind = sections.verdict(task)
     parts = [] if alone else [page.heading(2, task.name)]
     parts += [page.paragraph(words, f"verdict {kind}"), sections.learning_curves(task)]
-    parts += [sections.final_table(run) for run in task.runs]
+    parts.append(sections.finals(task))
     parts += [page.heading(2 if alone else 3, "What the agent does with the noise"), sections.noise_section(task)]
-    parts.append(page.heading(2 if alone else 3, "Where it fails"))
-    parts += [sections.starts_section(run) for run in task.runs]
+    parts += [page.heading(2 if alone else 3, "Where it fails"), sections.starts_section(task)]
     shown = [films[run.name] for run in task.runs if run.name in films]
     parts += [page.heading(2 if alone else 3, "Film strips"), *shown] if shown else []
     return "".join(parts)

@@ -189,10 +189,17 @@ def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
     labels = []
     for key in keys:
         words = [f"{name} {key[name]}" for name in varying if name not in ("algo", "base") and name in key]
-        words = words if len(words) <= _LONGEST_LABEL else []
-        labels.append(", ".join([str(key.get("algo", "agent")).upper(), *words]))
-    labels = [x if labels.count(x) == 1 else f"{x} ({labels[: i + 1].count(x)})" for i, x in enumerate(labels)]
+        labels.append(", ".join([_algorithm(key), *(words if len(words) <= _LONGEST_LABEL else [])]))
+    # too many differences to name: then by a run
+    labels = [
+        label if labels.count(label) == 1 else f"{label} as in {members[0].name}"
+        for label, members in zip(labels, found.values(), strict=True)
+    ]
     return tuple(Method(label, tuple(members)) for label, members in zip(labels, found.values(), strict=True))
+
+
+def _algorithm(key: Mapping[str, Any]) -> str:
+    return str(key.get("algo", "agent")).upper()
 
 
 def _method_key(run: Run) -> dict[str, Any]:

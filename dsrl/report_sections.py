@@ -14,6 +14,7 @@ from dsrl import report_page as page
 from dsrl.aggregate import curve, estimate, interquartile_mean, probability_of_improvement
 from dsrl.compare import BASE
 from dsrl.config import FinetuneConfig, to_dict
+from dsrl.episodes import Episodes
 from dsrl.report_data import Method, Run, Task, flat
 from dsrl.report_plots import COLOURS, Level, Series, chart, number, percent
 from dsrl.start_space import telling_coordinates, worst_quarter
@@ -78,6 +79,8 @@ def _of_one(label: str, run: Run) -> tuple[str, str]:
 
 
 def _of_method(method: Method) -> str:
+    if len(method.runs) == 1:
+        return _of_one(method.label, method.runs[0])[0]
     scores = method.finals()[np.isfinite(method.finals())]
     if not len(scores):
         return f"{method.label}: no run was evaluated."
@@ -114,7 +117,7 @@ def learning_curves(task: Task) -> str:
             low, high = (np.array([r[name] for r in rows], float) for name in ("success_low", "success_high"))
             series.append(Series(label, *curves[0], colour, low, high))
             x, y = run.metric("rollout/success_rate")
-            if len(x):
+            if len(x) and len(task.methods) == 1:
                 series.append(Series(f"{label}, its training episodes", x, y, colour, style="dotted"))
     bases = [run.base_row for run in task.runs if run.base_row]
     levels = []
@@ -135,8 +138,34 @@ def learning_curves(task: Task) -> str:
     return page.charts([drawn], "one")
 
 
+def finals(task: Task) -> str:
+    """The last comparisons: of a run alone in full, of several in a line each."""
+    if len(task.runs) == 1:
+        return final_table(task.runs[0])
+    heads = ("run", "method", "seed", "base", "steered", "difference", "95 %", "p", "episodes")
+    rows = [_final_line(method.label, run) for method in task.methods for run in method.runs]
+    whole = "".join(final_table(run) for run in task.runs)
+    return (
+        page.heading(3, "Last agents on fresh initial states")
+        + page.table(heads, rows)
+        + page.details("with all policies and measures", whole)
+    )
+
+
+def _final_line(label: str, run: Run) -> list[str]:
+    seed = str(run.config.get("seed", "-"))
+    final, base, gain = run.final(), run.final("base"), (run.comparison or {}).get("paired")
+    if not (final and base and gain):
+        return [run.name, label, seed, *["-"] * 5, "not finished"]
+    return [
+        *(run.name, label, seed, percent(base["success_rate"]), percent(final["success_rate"])),
+        *(f"{100 * gain['difference']:+.0f}", page.interval(gain["low"], gain["high"]), f"{gain['p']:.1g}"),
+        str(final["episodes"]),
+    ]
+
+
 def final_table(run: Run) -> str:
-    """The last comparison, and what else it says."""
+    """The last comparison of a run, and what else it says."""
     if run.comparison is None:
         return page.paragraph(f"{run.name}: no final comparison; the run is not finished.", "soft")
     heads = ("policy", "success", "95 %", "held at the end", "return", "env steps", "jerk", "ms per call", "episodes")
@@ -148,11 +177,8 @@ def final_table(run: Run) -> str:
                 f"{name} {gain['difference']:+.3g} ({gain['low']:+.3g} to {gain['high']:+.3g}, p = {gain['p']:.1g})"
             )
     words = f"Steered minus base on the same episodes, 95 % intervals: {'; '.join(extra)}." if extra else ""
-    return (
-        page.heading(3, f"{run.name}: last agent on fresh initial states")
-        + page.table(heads, rows)
-        + (page.paragraph(words, "soft") if words else "")
-    )
+    shown = page.heading(3, f"{run.name}: last agent on fresh initial states") + page.table(heads, rows)
+    return shown + (page.paragraph(words, "soft") if words else "")
 
 
 def _final_row(row: Mapping[str, Any]) -> list[str]:
@@ -195,15 +221,18 @@ def noise_section(task: Task) -> str:
     return page.paragraph(missing, "soft") * bool(missing) + page.charts(figures)
 
 
-def starts_section(run: Run) -> str:
-    """Where among the initial states base and steered policy fail."""
-    kept = run.episodes
-    if kept is None:
-        return page.paragraph(
-            f"{run.name}: the episodes were not kept one by one. `dsrl evaluate RUN --json RUN/comparison.json` plays "
-            "and keeps them.",
-            "soft",
-        )
+def starts_section(task: Task) -> str:
+    """Where among the initial states base and steered policies fail."""
+    without = [run.name for run in task.runs if run.episodes is None]
+    words = (
+        f"{', '.join(without)}: the episodes were not kept one by one. `dsrl evaluate RUN --json "
+        "RUN/comparison.json` plays and keeps them."
+    )
+    shown = "".join(_starts_of(run, run.episodes) for run in task.runs if run.episodes is not None)
+    return shown + (page.paragraph(words, "soft") if without else "")
+
+
+def _starts_of(run: Run, kept: Episodes) -> str:
     policies = [name for name in (BASE, "steered") if name in kept.policies]
     telling = telling_coordinates(kept.starts, [kept.of(name) for name in policies])
     if telling is None:
@@ -227,13 +256,12 @@ def starts_section(run: Run) -> str:
                 x_format=number,
             )
         )
-    return page.heading(3, run.name) + _where(run, columns[0], x, telling.share, telling.p) + page.charts(figures)
+    return page.heading(3, run.name) + _where(kept, columns[0], x, telling.share, telling.p) + page.charts(figures)
 
 
-def _where(run: Run, column: str, values: np.ndarray, share: float, p: float) -> str:
-    assert run.episodes is not None
-    name = "steered" if "steered" in run.episodes.policies else BASE
-    low, high, failed, inside, other, outside = worst_quarter(values, run.episodes.of(name))
+def _where(kept: Episodes, column: str, values: np.ndarray, share: float, p: float) -> str:
+    name = "steered" if "steered" in kept.policies else BASE
+    low, high, failed, inside, other, outside = worst_quarter(values, kept.of(name))
     words = (
         f"Of all numbers of the first observation, quarters of {column} explain most of the success of one of the "
         f"policies ({share:.0%} of its variance; shuffled outcomes reach that with p = {p:.2g}). The "

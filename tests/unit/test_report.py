@@ -126,6 +126,7 @@ def test_seeds_of_a_method_are_one_curve_and_methods_are_compared(tmp_path):
     assert "NA, 3 runs: success" in words and "interquartile mean" in words and "3 of 3 beat it beyond chance" in words
     assert "A run of NA beats one of SAC with probability 1.00" in words and "2 not finished" in words
     found = page_of(*paths)
+    assert "comparison_episodes" not in found.words and "sac0, sac1: the episodes were not kept" in found.words
     assert "NA, IQM of 3 runs" in found.words and "SAC, IQM of 2 runs" in found.words
 
 
@@ -134,6 +135,9 @@ def test_what_makes_two_methods_is_in_their_names(tmp_path):
     (task,) = group(read_runs(paths))
     assert [method.label for method in task.methods] == ["NA, gamma 0.99", "NA, gamma 0.97"]
     assert "with a run each, that is no evidence" in verdict(task)[0]
+    other = make_run(tmp_path / "c", gamma=0.9, bound=2.0, n_envs=8, warmup_episodes=7)
+    (task,) = group(read_runs([*paths, other]))
+    assert [method.label for method in task.methods] == ["NA as in a", "NA as in b", "NA as in c"]
 
 
 def test_runs_of_different_tasks_are_not_compared(tmp_path):
