@@ -55,7 +55,8 @@ def report(config: ReportConfig) -> None:
     write_text(out, text)
     console = Console(soft_wrap=True)
     for task in group(runs):
-        console.print(f"{task.name}: {sections.verdict(task)[0]}", markup=False)
+        for words, _ in sections.verdicts(task):
+            console.print(f"{task.name}: {words}", markup=False)
     console.print(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB)", markup=False)
 
 
@@ -74,9 +75,9 @@ def build(runs: list[Run], config: ReportConfig, films: dict[str, str] | None = 
 
 
 def _task(task: Task, films: dict[str, str], alone: bool) -> str:
-    words, kind = sections.verdict(task)
     parts = [] if alone else [page.heading(2, task.name)]
-    parts += [page.paragraph(words, f"verdict {kind}"), sections.learning_curves(task)]
+    parts += [page.paragraph(words, f"verdict {kind}") for words, kind in sections.verdicts(task)]
+    parts.append(sections.learning_curves(task))
     parts.append(sections.finals(task))
     parts += [page.heading(2 if alone else 3, "What the agent does with the noise"), sections.noise_section(task)]
     parts += [page.heading(2 if alone else 3, "Where it fails"), sections.starts_section(task)]

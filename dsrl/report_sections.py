@@ -33,10 +33,10 @@ _OLDER = {
 }
 
 
-def verdict(task: Task) -> tuple[str, str]:
-    """A sentence or two, and whether it is ``good``, ``bad`` or neither."""
+def verdicts(task: Task) -> list[tuple[str, str]]:
+    """A sentence for each method and each comparison of two, and whether it is ``good``, ``bad`` or neither."""
     if len(task.runs) == 1:
-        return _of_one(task.methods[0].label, task.runs[0])
+        return [_of_one(task.methods[0].label, task.runs[0])]
     found = [_of_method(method) for method in task.methods]
     first, *others = task.methods
     for other in others:
@@ -44,11 +44,12 @@ def verdict(task: Task) -> tuple[str, str]:
         if all(len(s) for s in scores):
             chance = estimate(probability_of_improvement, [scores[0]], [scores[1]])
             few = "; with a run each, that is no evidence" if max(map(len, scores)) == 1 else ""
-            found.append(
+            words = (
                 f"A run of {first.label} beats one of {other.label} with probability {chance.value:.2f} "
                 f"(95 % interval {chance.low:.2f} to {chance.high:.2f}{few})."
             )
-    return " ".join(found), ""
+            found.append((words, ""))
+    return found
 
 
 def _of_one(label: str, run: Run) -> tuple[str, str]:
@@ -78,12 +79,12 @@ def _of_one(label: str, run: Run) -> tuple[str, str]:
     return f"{label} made no difference that could be shown: success went {rates} ({points}).", ""
 
 
-def _of_method(method: Method) -> str:
+def _of_method(method: Method) -> tuple[str, str]:
     if len(method.runs) == 1:
-        return _of_one(method.label, method.runs[0])[0]
+        return _of_one(method.label, method.runs[0])
     scores = method.finals()[np.isfinite(method.finals())]
     if not len(scores):
-        return f"{method.label}: no run was evaluated."
+        return f"{method.label}: no run was evaluated.", ""
     middle = estimate(interquartile_mean, [scores])
     gains = [run.comparison["paired"] for run in method.runs if run.comparison and "paired" in run.comparison]
     better = sum(gain["low"] > 0 for gain in gains)
@@ -96,7 +97,8 @@ def _of_method(method: Method) -> str:
     shown = f"; {better} of {len(gains)} beat it beyond chance" if gains else ""
     unfinished = sum(run.comparison is None for run in method.runs)
     rest = f"; {unfinished} not finished, counted by the last evaluation" if unfinished else ""
-    return f"{method.label}, {runs}: success {percent(middle.value)}{spread}{base}{shown}{rest}."
+    kind = "good" if better == len(method.runs) else ""
+    return f"{method.label}, {runs}: success {percent(middle.value)}{spread}{base}{shown}{rest}.", kind
 
 
 def learning_curves(task: Task) -> str:

@@ -16,10 +16,17 @@ from dsrl.pretrained.toy import ToyPolicy
 from dsrl.report import ReportConfig, build, report
 from dsrl.report_data import group, read_runs
 from dsrl.report_plots import ticks
-from dsrl.report_sections import command, verdict
+from dsrl.report_sections import command, verdicts
 from dsrl.start_space import telling_coordinates, worst_quarter
 from dsrl.wrappers import resolve_env_spec
 from dsrl.wrappers.toy import PointReach
+
+
+def verdict(task):
+    """All that is said of a task, and the first judgement."""
+    found = verdicts(task)
+    return " ".join(words for words, _ in found), found[0][1]
+
 
 VOID = {"meta", "link", "img", "br"}
 
