@@ -18,7 +18,7 @@ from dsrl.errors import DsrlError
 from dsrl.files import write_text
 from dsrl.film_strip import Filmer
 from dsrl.policy import FrozenPolicy
-from dsrl.pretrained.hub import local
+from dsrl.pretrained.hub import is_address
 from dsrl.report_data import Run, Task, group, not_comparable, read_runs
 from dsrl.steered import SteeredPolicy
 
@@ -28,7 +28,7 @@ class ReportConfig:
     """Write one HTML page about finished or unfinished runs."""
 
     runs: tuple[Path, ...]
-    """run folders, or hf:// addresses of some; seeds of one method are drawn together"""
+    """run folders; seeds of one method are drawn together"""
     out: Path | None = None
     """page to write; left out: report.html, in the run folder where there is one run, else here"""
     strips: int = 3
@@ -41,13 +41,15 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise DsrlError("dsrl report needs at least one run folder, such as runs/<env>/<algo>/<time>_seed0")
+        if pushed := [str(path) for path in self.runs if is_address(path)]:
+            raise DsrlError(f"{pushed[0]}: a report is made from run folders on the disk; a pushed run carries its own")
         if self.strips < 0 or self.strip_runs < 0:
             raise DsrlError(f"--strips is {self.strips} and --strip-runs {self.strip_runs}; both count from 0")
 
 
 def report(config: ReportConfig) -> None:
     """``dsrl report``"""
-    runs = read_runs([local(path) for path in config.runs])
+    runs = read_runs(config.runs)
     out = config.out or (runs[0].folder.path if len(runs) == 1 else Path()) / "report.html"
     if out.is_dir():
         raise DsrlError(f"--out {out} is a folder; name a file in it, such as {out / 'report.html'}")
@@ -90,6 +92,8 @@ def films(run: Run, config: ReportConfig) -> str:
     """Film strips of a run, or a sentence saying why there are none."""
     from dsrl.commands import load_run
 
+    if run.env.family == "gymnasium" and ":" in run.env.name:  # gymnasium would import what a file names
+        return page.paragraph(f"{run.name}: no film strips of {run.env.name}: that would import a module", "soft")
     try:
         steered, env = load_run(run.folder.path, "final", config.device)
         reward = str(run.config.get("reward", "auto"))

@@ -111,17 +111,18 @@ def read_run(path: Path, name: str) -> Run:
         DsrlError: when it is no run, or a file of it cannot be read, with its name.
     """
     folder = RunFolder.open(path)
+    config = _reading(folder.config_path, folder.read_config)
     comparison = folder.path / "comparison.json"
     kept = episodes_path(comparison)
     base = folder.read_base_policy()
     return Run(
         name=name,
         folder=folder,
-        config=folder.read_config(),
+        config=_reading(folder.config_path, lambda: dict(config)),
         env=_reading(folder.base_policy_path, lambda: EnvSpec.from_robomimic(base["env"])),
         base=base,
         environment=_reading(folder.environment_path, lambda: json.loads(folder.environment_path.read_text("utf-8"))),
-        evaluations=_reading(folder.evaluations_path, folder.read_evaluations),
+        evaluations=_reading(folder.evaluations_path, lambda: _evaluations(folder)),
         metrics=_reading(folder.metrics_path, folder.read_metrics),
         comparison=_reading(comparison, lambda: _comparison(comparison)) if comparison.exists() else None,
         episodes=Episodes.load(kept) if kept.exists() else None,
@@ -209,14 +210,22 @@ def _method_key(run: Run) -> dict[str, Any]:
     return {**flat(kept), "base": run.base.get("sha256")}
 
 
+def _evaluations(folder: RunFolder) -> list[dict[str, Any]]:
+    rows = folder.read_evaluations()
+    for row in rows:
+        for name in ("env_steps", "policy", "episodes", "success_rate", "success_low", "success_high"):
+            if row[name] is None:
+                raise ValueError(f"a row lacks {name}")
+    return rows
+
+
 def _comparison(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text("utf-8"))
+    rates = dict.fromkeys(("success_rate", "success_low", "success_high"), float)
     for row in found["rows"]:
-        row["policy"], row["success_rate"], row["episodes"] = (
-            str(row["policy"]),
-            float(row["success_rate"]),
-            int(row["episodes"]),
-        )
+        row.update({name: kind(row[name]) for name, kind in {"policy": str, "episodes": int, **rates}.items()})
+    for name in ("difference", "low", "high", "p") if "paired" in found else ():
+        found["paired"][name] = float(found["paired"][name])
     return found
 
 

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -227,6 +228,8 @@ def test_a_report_without_pictures_says_why(tmp_path):
             r"evaluations\.csv cannot",
         ),
         (lambda path: (path / "comparison.json").write_text("{"), r"comparison\.json cannot be read"),
+        (lambda path: (path / "comparison.json").write_text('{"rows": [{"policy": "steered"}]}'), "comparison"),
+        (lambda path: (path / "config.yaml").write_text("- 1\n- 2\n"), r"config\.yaml cannot be read"),
         (lambda path: (path / "metrics.csv").write_text("step\nx\n"), r"metrics\.csv cannot be read"),
         (lambda path: (path / "config.yaml").unlink(), "not a whole run folder"),
         (lambda path: (path / "comparison_episodes.npz").write_bytes(b"PK"), "does not hold the episodes"),
@@ -244,6 +247,8 @@ def test_bad_input(tmp_path):
     path = make_run(tmp_path / "run")
     with pytest.raises(DsrlError, match="at least one run folder"):
         ReportConfig(())
+    with pytest.raises(DsrlError, match="carries its own"):
+        ReportConfig((Path("hf://org/name"),))
     with pytest.raises(DsrlError, match="given twice"):
         report(ReportConfig((path, path / ".." / "run"), strips=0))
     with pytest.raises(DsrlError, match="is a folder"):
