@@ -80,8 +80,10 @@ class Comparison:
         )
 
     def print(self, console: Console) -> None:
-        """The table."""
+        """The table, and what the steered policy does more than the base policy beside succeeding."""
         print_rows(self.rows(), console)
+        if self.steered is not None:
+            print_gains(self.gains(self.steered), console)
 
     def verdict(self) -> str:
         """One line."""
@@ -227,6 +229,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
     console.print(table)
+
+
+def print_gains(gains: Mapping[str, Paired], console: Console) -> None:
+    """Every difference but that of success, which the verdict names; held only where it is another one."""
+    for name, gain in gains.items():
+        if name == "success" or (name == "held" and gain == gains["success"]) or np.isnan(gain.difference):
+            continue
+        interval = f"95 % interval {gain.low:+.3g} to {gain.high:+.3g}"
+        console.print(f"{name}: {gain.difference:+.3g}, {interval}, p = {gain.p:.1g}")
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dsrl.compare import in_words, measures, paired, print_rows, row_of, write_json
+from dsrl.compare import in_words, measures, paired, print_gains, print_rows, row_of, write_json
 from dsrl.env_spec import EnvSpec
 from dsrl.episodes import MEASURES, Episodes, episodes_path
 from dsrl.errors import DsrlError
@@ -55,11 +55,7 @@ class RunComparison:
         print_rows(self.rows(), console)
         if not self.same_base:
             console.print("they steer different base policies: the difference is not that of the steering alone")
-        gains = self.gains
-        for name, gain in gains.items():
-            if name != "success" and (name != "held" or gain != gains["success"]):
-                interval = f"95 % interval {gain.low:+.3g} to {gain.high:+.3g}"
-                console.print(f"{name}: {gain.difference:+.3g}, {interval}, p = {gain.p:.1g}")
+        print_gains(self.gains, console)
 
     def verdict(self) -> str:
         """One line."""

@@ -94,7 +94,7 @@ def plan_evaluations(total: int, longest: int | None, interval: int | None, epis
         episodes: per evaluation, or None.
     """
     if episodes is None:
-        # four of the longest possible ones fit, or as many as the grid has; they usually take half of that
-        times = 4 if interval is None else 2 + ceil(total / interval)
+        # three of the longest possible ones fit, or as many as the grid has; they usually take half of that
+        times = 3 if interval is None else 2 + ceil(total / interval)
         episodes = max(1, min(_MOST_EPISODES, total // (_SHARE * times * (longest or 1_000))))
     return EvaluationPlan(total, episodes, interval, longest)
