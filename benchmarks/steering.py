@@ -70,7 +70,7 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
         return ["--algo", "na", "--warmup-episodes", "60"]
     if method == "na-exact":
         # the published target, which decodes the actor's noise in every gradient step, all else as in "na"
-        return ["--algo", "na", "--na.pool-size", "0", "--na.backup", "actor"]
+        return ["--algo", "na", "--na.targets", "td", "--na.pool-size", "0", "--na.backup", "actor"]
     if method == "na-demos":
         return ["--algo", "na", "--demos", str(demonstrations(TASKS[task], bases))]
     if method in ("sac", "ppo"):

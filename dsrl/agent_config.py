@@ -36,8 +36,10 @@ class NAConfig:
     """prior noises per observation that are decoded once and learned from; 0 decodes in every gradient step"""
     pool_refresh: float = 0.0
     """share of a batch whose pools are drawn and decoded anew, per gradient step"""
+    targets: Literal["returns", "td"] = "returns"
+    """of the critics on chunks: what the episode has earned from a decision on, or temporal differences"""
     backup: Literal["max", "mean", "actor"] = "max"
-    """value of the next observation: the best noise of its pool, the mean one, or the noise that the actor plays"""
+    """for temporal differences, value of the next observation: the best of its pool, the mean, or the actor's noise"""
     soft_backup: bool = False
     """backup 'actor': subtract the price of the actor's divergence there too"""
     lower_bound: bool = True
@@ -93,7 +95,7 @@ class NAConfig:
         if not 0 <= self.average_decay < 1:
             raise DsrlError(f"--na.average-decay is {self.average_decay}; with 1 nothing is ever learned")
         _number_or_auto(self, "na", "ent_coef")
-        if self.backup != "actor" and not self.pool_size:
+        if self.targets == "td" and self.backup != "actor" and not self.pool_size:
             raise DsrlError(
                 f"--na.backup {self.backup} needs a pool; with --na.pool-size 0 the noise of the actor is decoded: "
                 "--na.backup actor"

@@ -44,6 +44,7 @@ def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: An
         gradient_steps=max(1, round(per_decision * config.n_envs)),
         pool_size=na.pool_size,
         pool_refresh=na.pool_refresh,
+        targets=na.targets,
         backup=na.backup,
         soft_backup=na.soft_backup,
         lower_bound=na.lower_bound,

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dsrl.critics import Reduction
 from dsrl.demo_mix import DemoMix
-from dsrl.errors import LossNotFinite, OtherBasePolicy
-from dsrl.noise_losses import Backup, NoiseLosses
+from dsrl.errors import OtherBasePolicy
+from dsrl.noise_fit import FittedSAC
+from dsrl.noise_losses import Backup, NoiseLosses, Targets
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.piloted import Deploy, PilotedSAC
+from dsrl.piloted import Deploy
 from dsrl.pilots import Pilots
 from dsrl.pools import Decoder
-from dsrl.replay import SteeringReplayBuffer, SteeringSamples
-from dsrl.sb3_logging import Means
+from dsrl.replay import SteeringReplayBuffer
 
 
-class NoiseAliasedSAC(PilotedSAC):
+class NoiseAliasedSAC(FittedSAC):
     """Noise-aliased SAC (arXiv 2506.15799, algorithm 1), called like stable-baselines3's SAC.
 
     ::
@@ -52,7 +49,9 @@ class NoiseAliasedSAC(PilotedSAC):
         gradient_steps: per update.
         pool_size: decoded noises per observation; 0 decodes afresh in every gradient step.
         pool_refresh: share of a batch whose pools are redrawn per gradient step (each costs two decodes).
-        backup: value of the next observation: the best or the mean of its pool, or the noise that the actor plays.
+        targets: of the critics on chunks: what the episode has earned from a decision on, or temporal differences.
+        backup: for temporal differences, the value of the next observation: the best or the mean of its pool, or the
+            noise that the actor plays.
         soft_backup: pay for the actor's divergence in the target too (``backup="actor"`` only).
         lower_bound: no target falls below what an episode that terminated has earned from there on (sound where the
             simulator has little randomness of its own).
@@ -101,6 +100,7 @@ class NoiseAliasedSAC(PilotedSAC):
         *,
         pool_size: int = 8,
         pool_refresh: float = 0.0,
+        targets: Targets = "returns",
         backup: Backup = "max",
         soft_backup: bool = False,
         lower_bound: bool = True,
@@ -131,7 +131,7 @@ class NoiseAliasedSAC(PilotedSAC):
         _init_setup_model: bool = True,
     ):
         self.pool_size, self.pool_refresh = pool_size, pool_refresh
-        self.backup, self.soft_backup, self.lower_bound = backup, soft_backup, lower_bound
+        self.targets, self.backup, self.soft_backup, self.lower_bound = targets, backup, soft_backup, lower_bound
         self.critic_reduction = critic_reduction
         self.target_range = target_range
         self.ent_coef_max, self.ent_coef_learning_rate = ent_coef_max, ent_coef_learning_rate
@@ -147,7 +147,7 @@ class NoiseAliasedSAC(PilotedSAC):
         self._actor_updates = 0
         self.demos: DemoMix | None = None
         """demonstrations to learn from too, in a buffer of :meth:`new_buffer`"""
-        if backup != "actor" and not pool_size:
+        if targets == "td" and backup != "actor" and not pool_size:
             raise ValueError(
                 f"backup='{backup}' needs a pool; without one the actor's noise is decoded: backup='actor'"
             )
@@ -222,6 +222,7 @@ class NoiseAliasedSAC(PilotedSAC):
         self.losses = NoiseLosses(
             self.policy,
             self.decoder,
+            targets=self.targets,
             backup=self.backup,
             soft_backup=self.soft_backup,
             lower_bound=self.lower_bound,
@@ -263,86 +264,3 @@ class NoiseAliasedSAC(PilotedSAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, tensors = super()._get_torch_save_params()
         return [*names, "policy.noise_critic.optimizer"], tensors
-
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """``gradient_steps`` times: critics on chunks, their distillation, the actor."""
-        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer, self.policy.noise_critic.optimizer])  # type: ignore[list-item]
-        log = Means()
-        if not self._n_updates:
-            for step in range(self.fit_updates + self.fit_actor_updates):
-                self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
-            self.critic_target.load_state_dict(self.critic.state_dict())
-            self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
-        for _ in range(gradient_steps):
-            self._update(batch_size, log)
-        for _ in range(self.distill_after):
-            log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(self._batch(batch_size))))
-        if self.deploy == "actor":
-            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
-        self._n_updates += gradient_steps
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for pilot in self.pilots.results:
-            self.logger.record(f"rollout/{pilot}", self.pilots.mean(pilot))
-        for name, value in log.read().items():
-            self.logger.record(f"train/{name}", value)
-            if not np.isfinite(value):
-                raise LossNotFinite(f"train/{name} is {value} after {self._n_updates} gradient steps")
-
-    def _update(self, batch_size: int, log: Means, *, fit: bool = False, actor: bool = True) -> None:
-        batch, price = self._batch(batch_size, ends=fit), self._price()
-        # 1. Q_A: temporal differences on executed chunks, or in the fit the base policy's own returns
-        target = self.losses.returns(batch, price) if fit else self.losses.bootstrap(batch, price)
-        loss, q_mean = self.losses.critic(batch, target)
-        log.add(critic_loss=self._step(self.critic, loss), q_mean=q_mean)  # type: ignore[arg-type]
-        _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
-        # 2. Q_W <- Q_A, before anybody climbs it
-        if not self.distill_after:
-            log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(batch)))
-        # 3. the actor climbs Q_W
-        if actor:
-            loss, divergence = self.losses.actor(batch, price)
-            log.add(actor_loss=self._step(self.policy.actor, loss), divergence=divergence.mean(), ent_coef=price)
-            self._adapt_price(divergence)
-            self._actor_updates += 1
-            # a young average forgets its start sooner
-            decay = min(self.average_decay, self._actor_updates / (self._actor_updates + 9))
-            _follow(self.policy.average_actor, self.policy.actor, decay)
-
-    def _batch(self, batch_size: int, *, ends: bool = False) -> SteeringSamples:
-        assert self.replay_buffer is not None
-        if self.pool_refresh:
-            self.replay_buffer.refresh(round(self.pool_refresh * batch_size))
-        options: dict[str, Any] = {"env": self._vec_normalize_env, "unknown_noise": True, "ends": ends}
-        if self.demos is None:
-            return self.replay_buffer.sample(batch_size, **options)
-        return self.demos.sample(self.replay_buffer, batch_size, self.num_timesteps, **options)
-
-    def _price(self) -> Tensor:
-        """Of a nat."""
-        if self.log_ent_coef is None:
-            return self.ent_coef_tensor
-        return self.log_ent_coef.detach().exp().squeeze()
-
-    def _adapt_price(self, divergence: Tensor) -> None:
-        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
-            return
-        self.ent_coef_optimizer.zero_grad()
-        # dearer while the actor is further away than it should be
-        (self.log_ent_coef * (-self.target_entropy - divergence).mean()).sum().backward()  # type: ignore[operator]
-        self.ent_coef_optimizer.step()
-        with torch.no_grad():
-            self.log_ent_coef.clamp_(max=float(np.log(self.ent_coef_max)))
-
-    @staticmethod
-    def _step(network: nn.Module, loss: Tensor) -> Tensor:
-        """One step of the network's own optimiser; the gradients of everything else are not even computed."""
-        optimizer: Any = network.optimizer
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=list(network.parameters()))
-        optimizer.step()
-        return loss.detach()
-
-
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """``average <- decay * average + (1 - decay) * network``."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)

@@ -14,6 +14,7 @@ from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.pools import Decoder, Pool
 from dsrl.replay import SteeringSamples
 
+Targets = Literal["returns", "td"]
 Backup = Literal["max", "mean", "actor"]
 
 
@@ -26,8 +27,10 @@ class NoiseLosses:
 
     policy: NoiseAliasedPolicy
     decoder: Decoder
+    targets: Targets
+    """of Q_A: what an episode has earned from a decision on, or temporal differences"""
     backup: Backup
-    """value of the next observation: the best or the mean of its pool, or the noise that the actor plays"""
+    """for temporal differences, value of the next observation: the best or the mean of its pool, or the actor's"""
     soft_backup: bool
     """pay for the actor's divergence there too"""
     lower_bound: bool
@@ -51,7 +54,8 @@ class NoiseLosses:
     def returns(self, batch: SteeringSamples, price: Tensor) -> Tensor:
         """What the episode earned from here on, ``(B,)``; a value stands in for what was not played to its end."""
         assert batch.end_observations is not None
-        value = self._value(batch.end_observations, batch.end_pool, "mean", price)
+        pool = batch.end_pool
+        value = self._value(batch.end_observations, pool and self._some_of(pool, 1), "mean", price)
         return (batch.earned + batch.remaining * value[:, None]).squeeze(1)
 
     @torch.no_grad()
@@ -74,14 +78,16 @@ class NoiseLosses:
         q = reduce_q(self.policy.critic_target(cond, self.decoder.decode(cond, noise)), self.reduction)
         return q - price * divergence if self.soft_backup else q
 
+    @staticmethod
+    def _some_of(pool: Pool, count: int) -> Pool:
+        """The same random noises of every pool."""
+        size, device = pool.actions.shape[1], pool.actions.device
+        return pool.part(torch.randperm(size, device=device)[:count])
+
     def distill(self, batch: SteeringSamples) -> Tensor:
         """``Q_W(s, w) <- Q_A(s, pi_dp(s, w))`` for prior noises w, of the pool where there is one."""
         cond, pool = batch.observations, batch.pool
-        if pool is None:
-            pool = self.decoder(cond, 1)
-        else:
-            size = pool.actions.shape[1]
-            pool = pool.part(torch.randperm(size, device=cond.device)[: self.distill_noises])
+        pool = self.decoder(cond, 1) if pool is None else self._some_of(pool, self.distill_noises)
         with torch.no_grad():
             q = self.policy.critic(cond, pool.chunks)
             target = q if self.distill_per_head else reduce_q(q, self.reduction)

@@ -134,9 +134,9 @@ class NoiseAliasedPolicy(SACPolicy):
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super(SACPolicy, self)._get_constructor_parameters()
         return {
-            **data,
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             "net_arch": self.hidden_dims,
             "chunk_dim": self.chunk_dim,

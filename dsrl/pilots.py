@@ -13,10 +13,12 @@ class Pilots:
     """Takes turns, episode by episode, and decides when what is deployed gives way.
 
     A challenger, a frozen copy of the averaged actor, flies up to half of the training episodes; the incumbent, which
-    is what would be deployed, at least a quarter; the learning actor's own draws a quarter. A challenger that has done
-    at least as well as the incumbent succeeds it; one that no longer can is dropped at once; either way a newer copy is
-    the next. An incumbent that proves worse than the base policy was in the warm-up gives way to the first one again.
-    All of these are episodes that are learned from anyhow, so the comparison costs no env step.
+    is what would be deployed, at least a quarter; the learning actor's own draws a quarter. A challenger succeeds the
+    choice among candidates, which costs more per decision, when it has done as well, and another actor when it has done
+    better: with equals, chance would replace a good one sooner or later. One that no longer can is dropped at once.
+    Either way a newer copy is the next. An incumbent that proves worse than the base policy was in the warm-up gives
+    way to the first one again. All of these are episodes that are learned from anyhow, so the comparison costs no env
+    step.
 
     Failures take longer than successes. So a challenger is judged when all of its episodes have landed, not by the
     first ones that do, and the base policy plays what the warm-up has begun to its end.
@@ -84,7 +86,7 @@ class Pilots:
         return float(np.mean(self.results[pilot])) if self.results.get(pilot) else float("nan")
 
     def verdict(self) -> bool | None:
-        """Whether the challenger has done at least as well as the incumbent; None while that is open."""
+        """Whether the challenger has done well enough to succeed the incumbent; None while that is open."""
         flown = self.results.get(CHALLENGER, deque())
         if not flown or len(self.results.get(INCUMBENT, ())) < self.trust:
             return None
@@ -93,9 +95,10 @@ class Pilots:
             level = max(level, self.mean(BASE))
         to_come = self.needed - len(flown)
         best = 1.0 if set(flown) <= {0.0, 1.0} else float("inf")  # an episode's success, or a return
-        if to_come and (sum(flown) + to_come * best) / self.needed >= level:
+        enough = np.greater if self.successions else np.greater_equal
+        if to_come and enough((sum(flown) + to_come * best) / self.needed, level):
             return None
-        return not to_come and self.mean(CHALLENGER) >= level
+        return not to_come and bool(enough(self.mean(CHALLENGER), level))
 
     def first_is_trusted(self) -> bool:
         """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""

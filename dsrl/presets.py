@@ -25,6 +25,7 @@ PRESETS = {
             updates_per_chunk=5.0,
             distill_after=10,
             distill_per_head=True,
+            targets="td",
             fit_updates=0,
             fit_actor_updates=0,
             pool_size=0,

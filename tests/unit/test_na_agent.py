@@ -19,6 +19,7 @@ from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.evaluate import evaluate_in_env
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
+from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.presets import preset
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.wrappers import ActionChunk, ObservationHistory, SteeredEnv, make_env
@@ -147,6 +148,15 @@ def test_an_agent_is_saved_whole_and_goes_on_learning(tmp_path):
     updates = loaded._n_updates
     loaded.learn(20, reset_num_timesteps=False)
     assert loaded._n_updates > updates and loaded.replay_buffer.rows == model.replay_buffer.rows + 20
+
+
+def test_the_policy_alone_is_saved_as_that_of_stock_sac_is(tmp_path):
+    model = agent(deploy="actor")
+    model.learn(100)
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = NoiseAliasedPolicy.load(tmp_path / "policy.pt", device="cpu")
+    obs = model.env.reset()
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
 def test_without_an_environment_the_actor_predicts_and_the_candidates_say_what_they_lack(tmp_path):

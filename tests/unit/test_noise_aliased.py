@@ -13,6 +13,7 @@ from dsrl.agents import build_sac
 from dsrl.algorithms import return_range
 from dsrl.config import FinetuneConfig, NAConfig, SACConfig
 from dsrl.noise_aliased import NoiseAliasedSAC
+from dsrl.noise_losses import NoiseLosses
 from dsrl.pretrained.toy import ToyPolicy
 
 
@@ -63,7 +64,7 @@ def test_a_gradient_step_on_pools_does_not_call_the_frozen_policy():
 
 def test_the_published_update_denoises_twice_per_gradient_step():
     """Once for the noise that the actor would play next, once for the noise that is distilled."""
-    assert decodes_of_training(pool_size=0, backup="actor", deploy="actor") == 7 * [16, 16]
+    assert decodes_of_training(targets="td", pool_size=0, backup="actor", deploy="actor") == 7 * [16, 16]
 
 
 def test_a_refresh_denoises_the_pools_of_a_share_of_the_batch():
@@ -73,7 +74,7 @@ def test_a_refresh_denoises_the_pools_of_a_share_of_the_batch():
 
 def test_a_backup_of_a_pool_needs_a_pool():
     with pytest.raises(ValueError, match="backup='max' needs a pool"):
-        agent(pool_size=0)
+        agent(targets="td", pool_size=0)
 
 
 class Mixing(ToyPolicy):
@@ -150,6 +151,18 @@ def test_the_fit_learns_returns_where_an_episode_terminated(played: NoiseAliased
     torch.testing.assert_close(played.losses.returns(batch, played._price())[finished], batch.earned[finished, 0])
 
 
+def test_what_the_critics_regress_on_can_be_chosen(monkeypatch):
+    asked = []
+    for name in ("returns", "bootstrap"):
+        real = getattr(NoiseLosses, name)
+        monkeypatch.setattr(NoiseLosses, name, lambda *args, real=real, name=name: asked.append(name) or real(*args))
+    for targets, expected in (("returns", {"returns"}), ("td", {"bootstrap"})):
+        model = agent(targets=targets, fit_updates=0, fit_actor_updates=0)
+        model.learn(60)
+        assert set(asked) == expected
+        asked.clear()
+
+
 @pytest.mark.parametrize(
     ("reward", "per_chunk", "expected"),
     [("success", False, (0.0, 1.0)), ("step-cost", False, (-10.0, 0.0)), ("step-cost", True, (-40.0, 0.0))],
@@ -170,7 +183,14 @@ class Identity(ToyPolicy):
 def test_where_the_chunk_is_the_noise_the_published_target_is_that_of_stock_sac(monkeypatch):
     """Stock SAC with the same weights is given the same batch; what it regresses on is caught at its loss."""
     policy = Identity()
-    settings = {"pool_size": 0, "backup": "actor", "soft_backup": True, "lower_bound": False, "deploy": "actor"}
+    settings = {
+        "targets": "td",
+        "pool_size": 0,
+        "backup": "actor",
+        "soft_backup": True,
+        "lower_bound": False,
+        "deploy": "actor",
+    }
     settings |= {"critic_reduction": "min"}
     networks = {"n_critics": 2, "net_arch": [16, 16]}
     envs = toy_envs(bound=1.0, policy=policy)

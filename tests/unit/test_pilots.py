@@ -105,8 +105,14 @@ def test_who_follows_an_actor_must_fly_more():
 
 
 @pytest.mark.parametrize(("results", "verdict"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
-def test_as_good_is_good_enough(results: list[float], verdict: bool):
+def test_as_good_as_the_candidates_is_good_enough(results: list[float], verdict: bool):
     assert judged(results, [1.0, 1.0, 0.0]) is verdict
+
+
+def test_an_actor_gives_way_to_a_better_one_only():
+    assert judged([1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0], successions=1) is False
+    assert judged([1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 0.0], successions=1) is True
+    assert judged([1.0], [1.0, 1.0, 1.0], successions=1) is False, "nobody is better than always"
 
 
 def test_a_challenger_that_cannot_win_any_more_is_dropped_at_once():
@@ -187,6 +193,7 @@ def test_the_first_actor_must_also_match_the_base_policy():
     pilots.results[CHALLENGER] = deque([1.0, 1.0, 0.0])
     assert pilots.verdict() is True
     pilots.successions = 1
+    pilots.results[INCUMBENT] = deque([0.0] * 3)
     pilots.results[CHALLENGER] = deque([1.0, 0.0, 0.0])
     assert pilots.verdict() is True, "later ones are compared with what is deployed, which already matched it"
 
