@@ -23,6 +23,7 @@ _NOT_THE_METHOD = frozenset(
     ("seed", "run_dir", "base_policy", "overwrite", "device", "n_eval_envs", "eval_interval", "eval_episodes")
 )
 _LONGEST_LABEL = 3
+_MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ class Run:
         return int(max([row["env_steps"] for row in self.evaluations] + counted, default=0))
 
     def metric(self, name: str) -> Curve:
-        """One column of ``metrics.csv`` against env steps."""
+        """One column of ``metrics.csv`` against env steps; of a long one every n-th value."""
         rows = [row for row in self.metrics if name in row and "time/env_steps" in row]
+        if len(rows) > _MOST_POINTS:
+            rows = [rows[i] for i in np.linspace(0, len(rows) - 1, _MOST_POINTS).round().astype(int)]
         return np.array([row["time/env_steps"] for row in rows]), np.array([row[name] for row in rows])
 
     def final(self, policy: str = "steered") -> Mapping[str, Any] | None:

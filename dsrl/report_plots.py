@@ -12,6 +12,7 @@ import numpy as np
 
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 36
+_MOST_DOTS = 60
 COLOURS = 6
 """how many the page has"""
 
@@ -134,7 +135,7 @@ class _Frame:
         if s.style in ("cross", "ring"):
             return "".join(self._mark(s, a, b) for a, b in zip(s.x, s.y, strict=True))
         line = f'<polyline class="c{s.colour} {s.style}" points="{self.points(s.x, s.y)}"/>'
-        if s.style != "line":
+        if s.style != "line" or len(s.x) > _MOST_DOTS:
             return line
         dots = (
             f'<circle class="c{s.colour} dot" cx="{self.x(a)}" cy="{self.y(b)}" r="2.6">'

@@ -166,6 +166,16 @@ def test_an_unfinished_run_of_an_older_version_is_shown_as_far_as_it_goes(tmp_pa
     assert "gave 90 % of 20 episodes" in found.words and "held" not in found.tables["run"][0]
 
 
+def test_a_run_that_has_only_begun_has_a_page_and_a_long_one_no_endless_one(tmp_path):
+    begun = page_of(make_run(tmp_path / "begun", finished=False, curve={}))
+    assert "it was never evaluated, the base policy 25 %" in begun.words and "No evaluation of a steered" in begun.words
+    path = make_run(tmp_path / "long")
+    rows = "".join(f"{i},{10 * i},{1 + i / 5000 if i % 9 else float('nan')}\n" for i in range(5000))
+    (path / "metrics.csv").write_text(f"step,time/env_steps,noise/rms\n{rows}")
+    assert len(build(read_runs([path]), ReportConfig((path,), strips=0))) < 60_000
+    assert "Size of the noise" in page_of(path).words
+
+
 def test_what_a_file_says_is_escaped(tmp_path):
     evil = '"><script>alert(1)</script><img src="http://x/y">'
     path = make_run(tmp_path / "run")
