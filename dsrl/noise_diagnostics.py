@@ -35,7 +35,7 @@ class NoiseDiagnostics(BaseCallback):
     Args:
         budget: env steps of the run.
         env_steps: how many have been taken.
-        actor: gives the actor as it is now.
+        actor: gives the actor as it is now, where the agent's own is none of ours (stock SAC and PPO).
     """
 
     def __init__(self, budget: int, env_steps: Callable[[], int], actor: Callable[[], NoiseActor]):
@@ -65,7 +65,8 @@ class NoiseDiagnostics(BaseCallback):
         observed, played = (np.stack(column) for column in zip(*self._seen, strict=True))
         cond = torch.as_tensor(observed, dtype=torch.float32, device=model.device)
         chunks = torch.as_tensor(played, dtype=torch.float32, device=model.device).flatten(1)
-        actor = self.actor().to(model.device)
+        learning = model.policy.actor
+        actor = learning if isinstance(learning, NoiseActor) else self.actor().to(model.device)
         found = _of_noise(actor, cond)
         if hasattr(model.policy, "noise_critic"):
             found["critic/std"] = model.policy.critic(cond, chunks).std(dim=0).mean()
