@@ -142,17 +142,18 @@ class SafeChunks(gym.Wrapper):
             raise SimulatorFailed(f"the policy decided on an action that is not finite: {chunk.tolist()!s:.120}")
         if report["late"] and self.config.on_late == "hold" and self._last is not None:
             return np.tile(self._last, (len(chunk), 1))
-        inside = np.clip(chunk, self._low, self._high)
-        if self.config.on_limit == "clip":
-            report["limited"] = int((inside != chunk).any(axis=1).sum())
-            chunk = inside
+        # of the environment, and with on_limit clip of the robot too
+        decided, chunk = chunk, self._clip(chunk)
+        report["limited"] = int((decided != chunk).any(axis=1).sum())
         if self._last is not None and (np.abs(chunk[0] - self._last) > self._jump).any():
             report["jumps"] = 1
             lead = blended if self.config.on_jump == "blend" else caught_up
-            chunk = lead(chunk, self._last, self._jump)
-            if self.config.on_limit == "clip":
-                chunk = np.clip(chunk, self._low, self._high)
+            chunk = self._clip(lead(chunk, self._last, self._jump))
         return chunk
+
+    def _clip(self, chunk: np.ndarray) -> np.ndarray:
+        box: Any = self.action_space
+        return np.clip(chunk, box.low, box.high)
 
     def _first_refused(self, chunk: np.ndarray, report: dict[str, Any]) -> int:
         """How many actions may be played."""

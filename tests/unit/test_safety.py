@@ -83,6 +83,14 @@ def test_a_refused_action_ends_the_episode_before_it():
     assert obs.tolist() == [0, 0]
 
 
+def test_what_the_environment_clips_anyway_is_not_refused():
+    env, arm, _ = safe(SafetyConfig(low=(-1.0,), high=(1.0,), on_limit="refuse"))
+    env.reset()
+    _, _, _, truncated, info = env.step(rows(0.1, 7, 0.1, 0.1))
+    assert not truncated and info["safety"]["limited"] == 1 and info["safety"]["refused"] == 0
+    np.testing.assert_allclose(arm.executed, rows(0.1, 1, 0.1, 0.1))
+
+
 def test_episodes_that_never_begin_are_no_endless_loop():
     env, _, _ = safe(SafetyConfig(high=(0.5,), on_limit="refuse"))
     with pytest.raises(SimulatorFailed, match=r"ended before their first action.*--safety.low"):
