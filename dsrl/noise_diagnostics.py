@@ -65,7 +65,7 @@ class NoiseDiagnostics(BaseCallback):
         observed, played = (np.stack(column) for column in zip(*self._seen, strict=True))
         cond = torch.as_tensor(observed, dtype=torch.float32, device=model.device)
         chunks = torch.as_tensor(played, dtype=torch.float32, device=model.device).flatten(1)
-        learning = model.policy.actor
+        learning = getattr(model.policy, "actor", None)  # PPO has none
         actor = learning if isinstance(learning, NoiseActor) else self.actor().to(model.device)
         found = _of_noise(actor, cond)
         if hasattr(model.policy, "noise_critic"):
