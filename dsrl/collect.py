@@ -129,7 +129,7 @@ def _play(
     obs_shapes: Mapping[str, tuple[int, ...]],
 ) -> Trajectory:
     low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-    obs, _ = env.reset(seed=start)
+    obs, _ = env.reset(seed=start, options=expert.start())
     seen, actions, success = [obs], [], []
     left = config.steps_after_success
     done = False

@@ -8,10 +8,10 @@ from typing import Any
 
 from dsrl.plugins import ENVS, plugin_names
 
-FAMILIES = ("robosuite", "metaworld", "gymnasium")
+FAMILIES = ("robosuite", "metaworld", "ogbench", "gymnasium")
 """ours; other packages may add some"""
-# robomimic.envs.env_base.EnvType; Meta-World is a gymnasium environment to robomimic
-_ROBOMIMIC_TYPE = {"robosuite": 1, "gymnasium": 2, "metaworld": 2}
+# robomimic.envs.env_base.EnvType; the others are gymnasium environments to robomimic
+_ROBOMIMIC_TYPE = {"robosuite": 1, "gymnasium": 2, "metaworld": 2, "ogbench": 2}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EnvSpec:
     """
 
     family: str
-    """``robosuite``, ``metaworld``, ``gymnasium`` or that of another package"""
+    """``robosuite``, ``metaworld``, ``ogbench``, ``gymnasium`` or that of another package"""
     name: str
     """``Lift``, ``pick-place-v3``, ``Hopper-v5``"""
     kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from dsrl.errors import DsrlError, SimulatorFailed
 if TYPE_CHECKING:
     import gymnasium
 
-NEVER_END = ("robosuite", "metaworld")
+NEVER_END = ("robosuite", "metaworld", "ogbench")
 """families whose simulators do not end an episode; whatever their files mark as done is success or the last step"""
 
 

@@ -46,9 +46,9 @@ def family_of(spec: EnvSpec) -> Family:
     Raises:
         DsrlError: when there is none of that name.
     """
-    from dsrl.wrappers import generic, metaworld, robosuite
+    from dsrl.wrappers import generic, metaworld, ogbench, robosuite
 
-    ours = {module.FAMILY.name: module.FAMILY for module in (robosuite, metaworld, generic)}
+    ours = {module.FAMILY.name: module.FAMILY for module in (robosuite, metaworld, ogbench, generic)}
     if spec.family in ours:
         return ours[spec.family]
     known = {**{plugin.name: plugin.loaded for plugin in load_plugins(ENVS, Family) if plugin.loaded}, **ours}

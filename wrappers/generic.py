@@ -103,9 +103,10 @@ def _registered(env_id: str) -> Registered:
 
 
 def _all_names() -> list[str]:
-    from dsrl.wrappers import metaworld, robosuite
+    from dsrl.wrappers import metaworld, ogbench, robosuite
 
     names = [*gymnasium.registry, *(f"robosuite/{task}" for task in robosuite.TASKS)]
+    names += [f"ogbench/{task}" for task in ogbench.tasks()]
     return [*names, *(f"metaworld/{task}" for task in metaworld.tasks())]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,10 @@ class Expert(Protocol):
 
     def reset(self, rng: np.random.Generator, offset: np.ndarray) -> None:
         """Start an episode in which the object seems to be displaced by ``offset`` (3,) in environment units."""
+        ...
+
+    def start(self) -> dict[str, Any]:
+        """Options of ``env.reset``; none where the seed alone decides how an episode starts."""
         ...
 
     def act(self, env: gymnasium.Env) -> np.ndarray:
@@ -36,6 +40,10 @@ class ReachingExpert:
         self.phase = 0
         self.ticks = 0
         self.hold = np.zeros(3)
+
+    def start(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
     def object_position(self, env: gymnasium.Env) -> np.ndarray:
         """The true position of the object, (3,)."""

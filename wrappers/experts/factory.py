@@ -23,7 +23,13 @@ def make_expert(env_spec: EnvSpec, env: gymnasium.Env) -> Expert:
         from dsrl.wrappers.experts.metaworld import MetaWorldExpert
 
         return MetaWorldExpert(env_spec.name)
-    raise DsrlError(f"there is no scripted expert for '{env_spec.id}'; robosuite and Meta-World tasks have one")
+    if env_spec.family == "ogbench":
+        from dsrl.wrappers.experts.maze import MazeWanderer
+
+        return MazeWanderer(env)
+    raise DsrlError(
+        f"there is no scripted expert for '{env_spec.id}'; robosuite, Meta-World and OGBench's point mazes have one"
+    )
 
 
 def _robosuite(env_spec: EnvSpec) -> Expert:

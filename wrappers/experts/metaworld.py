@@ -30,6 +30,10 @@ class MetaWorldExpert:
         self._policy = self._new_policy()
         self._offset = np.asarray(offset, dtype=np.float64)
 
+    def start(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
     def act(self, env: gymnasium.Env) -> np.ndarray:
         """The next action, within the box."""
         obs = np.array(env.unwrapped.raw_obs)  # type: ignore[attr-defined]
