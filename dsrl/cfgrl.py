@@ -59,6 +59,14 @@ class Guided(nn.Module):
         """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``."""
         return self.base.encode(obs)
 
+    def check_shapes(self, cond: Tensor, noise: Tensor) -> None:
+        """Of what :meth:`decode` is given.
+
+        Raises:
+            ValueError: when one differs.
+        """
+        self.base.check_shapes(cond, noise)
+
     def branches(self, cond: Tensor) -> tuple[Branch, Branch]:
         """Reference and conditional for ``cond (B, cond_dim)``."""
         raise NotImplementedError
@@ -75,7 +83,7 @@ class Guided(nn.Module):
             ValueError: when a shape differs.
             DsrlError: for a negative weight.
         """
-        self.base.check_shapes(cond, noise)
+        self.check_shapes(cond, noise)
         return self.base.executed(self.sampler(*self.branches(cond), noise.to(cond), weight))
 
     def sample(self, obs: Obs, noise: Tensor, weight: Weight | None = None) -> Tensor:

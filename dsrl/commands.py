@@ -212,6 +212,8 @@ def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:
         curve = guidance_curve(policy, envs, config.weights, episodes=config.episodes, **seeds, console=console)
     curve.print(console)
     console.print(curve.verdict())
+    for concern in filter(None, [policy.guidance.concern(config.weights[-1])]):
+        console.print(f"warning: {concern}")
     if config.json is not None:
         curve.save(config.json)
     if config.plot is not None:

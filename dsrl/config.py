@@ -60,6 +60,8 @@ class LoadConfig:
     """of a guided policy: 0 is what it is guided away from, 1 plain conditioning; left out: what the file says"""
     base: Path | None = None
     """of an agent of `dsrl push` or of a run: its base policy, when that is no longer where it was"""
+    steer_guidance: float | None = None
+    """of a guided policy: its noise gets one number more, which chooses the weight between 0 and this"""
 
     def __post_init__(self) -> None:
         if self.sampling_steps is not None and self.sampling_steps < 1:
@@ -85,6 +87,8 @@ class FinetuneConfig:
     """first episodes, played by the base policy itself, half of the budget at most (PPO has none)"""
     n_envs: int = 4
     """training environments side by side"""
+    steer_guidance: float | None = None
+    """of a guided base policy: the agent chooses the guidance weight too, between 0 and this, at every decision"""
     bound: float | None = None
     """noise stays within this many standard deviations; left out: 1.5 where an actor is squashed
     into it; 10, which is no bound, for NA's Gaussian; 3 for PPO's"""
@@ -147,6 +151,13 @@ class FinetuneConfig:
             raise DsrlError(f"--demo-share is {self.demo_share}; it is a share of a batch, in (0, 1]")
         if self.warmup_episodes < 1:
             raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
+
+    @property
+    def loading(self) -> LoadConfig:
+        """How the base policy is read, so that its noise is all that the agent chooses."""
+        if self.steer_guidance is None:
+            return self.load
+        return dataclasses.replace(self.load, steer_guidance=self.steer_guidance)
 
 
 @dataclass(frozen=True)

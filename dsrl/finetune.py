@@ -62,7 +62,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     """
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
-    policy = load_policy(path, **vars(config.load), device=config.device)
+    policy = load_policy(path, **vars(config.loading), device=config.device)
     env = resolve_env_spec(environment_of(policy, config.env), policy.spec)
     config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
@@ -91,7 +91,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
                 "path": spelled(path),
                 "sha256": policy.spec.sha256,
                 "env": env.to_robomimic(),
-                "load": to_dict(config.load),
+                "load": to_dict(config.loading),
             },
             force=config.overwrite,
         )

@@ -85,10 +85,13 @@ class Guidance:
     clip_inside: bool = True
     """clip the guided estimate of the clean chunk in every step, if the reference's sampler clips its own; False clips
     the finished chunk only, also at weight 0"""
+    max_weight: float = 3.0
+    """largest weight that the policy is meant for: only 0 and 1 are ever trained, what lies beyond 1 is extrapolated"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interval", tuple(self.interval))
         check_weight(self.weight)
+        check_weight(self.max_weight, "the largest guidance weight")
         if len(self.interval) != 2 or not 0.0 <= self.interval[0] <= self.interval[1] <= 1.0:
             raise DsrlError(
                 f"the guidance interval is {self.interval}; it must be two noise levels, the lower one first, between "
@@ -102,8 +105,17 @@ class Guidance:
             return weight
         return weight.clamp(max=1.0) if isinstance(weight, Tensor) else min(weight, 1.0)
 
+    def concern(self, weight: float) -> str | None:
+        """What speaks against this weight."""
+        if weight <= self.max_weight:
+            return None
+        return (
+            f"the guidance weight {weight:g} lies above {self.max_weight:g}, the largest one that this policy is meant "
+            "for; look at success, clipped and spread of `dsrl evaluate --guidance-weight 0,1,1.5,2,3,5` first"
+        )
 
-def check_weight(weight: float) -> float:
+
+def check_weight(weight: float, name: str = "--guidance-weight") -> float:
     """The weight itself.
 
     Raises:
@@ -111,7 +123,7 @@ def check_weight(weight: float) -> float:
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise DsrlError(
-            f"--guidance-weight is {weight}; it must be finite and not negative: 0 is the reference, 1 the conditional "
+            f"{name} is {weight}; it must be finite and not negative: 0 is the reference, 1 the conditional "
             "policy, and a negative weight would prefer what is bad"
         )
     return float(weight)

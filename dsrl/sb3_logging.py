@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
+from rich.console import Console
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
 from torch import Tensor
 
 from dsrl.run import RunFolder
@@ -51,6 +53,39 @@ class MetricsWriter(KVWriter):
 
     def close(self) -> None:
         """Nothing stays open between two rows."""
+
+
+class RunLog:
+    """Metrics for the run folder and for TensorBoard, words for the console."""
+
+    def __init__(self, folder: RunFolder, console: Console):
+        self.console = console
+        self.logger = Logger(
+            str(folder.path), [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One row; what is not a number is left out."""
+        for name, value in metrics.items():
+            if value == value:  # a loss of no rows is NaN
+                self.logger.record(name, value)
+        self.logger.dump(step)
+
+    def say(self, words: str) -> None:
+        """Print."""
+        self.console.print(words)
+
+    def show(self, metrics: Mapping[str, float], concerns: Sequence[str | None]) -> None:
+        """Write and print, and say what speaks against going on."""
+        self.write(0, metrics)
+        self.say(", ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
+        for concern in concerns:
+            if concern:
+                self.say(f"warning: {concern}")
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.logger.close()
 
 
 def _as_float(value: Any) -> float | None:

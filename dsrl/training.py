@@ -17,6 +17,13 @@ from dsrl.policy import PolicySpec
 Report = Callable[[int, Mapping[str, float]], None]
 
 
+class Column(Protocol):
+    """Rows of training data: a tensor, or what can be read like one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 def windows(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """``(N, To, Do), (N, Tp, Da)``, one row per env step."""
     obs, chunk = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
@@ -63,7 +70,7 @@ class Trainer:
         self.step = 0
         self.train_loss = self.valid_loss = float("nan")
 
-    def run(self, train: Sequence[Tensor], valid: Sequence[Tensor]) -> None:
+    def run(self, train: Sequence[Column], valid: Sequence[Column]) -> None:
         """``config.steps`` gradient steps on columns of equal length, such as ``(obs, chunks)``.
 
         Raises:
@@ -93,7 +100,7 @@ class Trainer:
                 if self.report is not None:
                     self.report(self.step, {"train/loss": self.train_loss, "valid/loss": self.valid_loss})
 
-    def update(self, *columns: Tensor) -> Tensor:
+    def update(self, *columns: Column) -> Tensor:
         """One gradient step on a random batch."""
         size = (self.config.batch_size,)
         rows = torch.randint(len(columns[0]), size, generator=self.generator, device=self.generator.device)
@@ -110,7 +117,7 @@ class Trainer:
                 average.lerp_(weight, 1 - decay)
         return loss.detach()
 
-    def validate(self, *columns: Tensor, limit: int = 4096) -> float:
+    def validate(self, *columns: Column, limit: int = 4096) -> float:
         """Loss of the averaged weights, with the same noise every time; NaN without rows."""
         if len(columns[0]) == 0:
             return float("nan")

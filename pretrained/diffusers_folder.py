@@ -34,7 +34,8 @@ from dsrl.policy import PolicySpec
 from dsrl.pretrained.folders import read_json, read_tensors
 from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
-from dsrl.pretrained.native import check_sizes, plain, spec_from_dict, spec_to_dict, weights_sha256
+from dsrl.pretrained.kinds import weights_sha256
+from dsrl.pretrained.native import check_sizes, plain, spec_from_dict, spec_to_dict
 from dsrl.vision import VisionEncoder
 
 VERSION = 1

@@ -20,7 +20,7 @@ class Checkpoint:
     """What every format is brought into, and what our own files hold: enough to build the policy."""
 
     kind: str
-    """of policy: a key of :data:`~dsrl.pretrained.native.KINDS`"""
+    """of policy: a key of :data:`~dsrl.pretrained.kinds.KINDS`"""
     config: Mapping[str, Any]
     """plain values, for the builder of that kind: network, noise schedule, sampler"""
     spec: PolicySpec

@@ -51,6 +51,7 @@ def load_policy(
     task: str | None = None,
     guidance_weight: float | None = None,
     base: str | Path | None = None,
+    steer_guidance: float | None = None,
     device: str | torch.device = "auto",
 ) -> FrozenPolicy:
     """Read a checkpoint: frozen, on ``device``, proven to be deterministic.
@@ -66,6 +67,7 @@ def load_policy(
         task: the instruction, for a policy that reads one.
         guidance_weight: of a guided policy, instead of what its file says. That is another policy too.
         base: of an agent of `dsrl push`: its base policy, when that is not where the folder says.
+        steer_guidance: of a guided policy: one number more in its noise chooses the weight, between 0 and this.
         device: ``cpu``, ``cuda``, ``auto``.
 
     Raises:
@@ -81,6 +83,7 @@ def load_policy(
         task=task,
         guidance_weight=guidance_weight,
         base=Path(base) if base else None,
+        steer_guidance=steer_guidance,
     )
     live, path = find_live(Path(path), load)
     opened = live.open(path, load) if live else native.build_policy(read_checkpoint(path, load), path)
@@ -111,9 +114,11 @@ def read_checkpoint(path: Path, load: LoadConfig) -> Checkpoint:
     checkpoint = find_format(found, formats, load.format).read(found, load)
     if load.base is not None:
         raise DsrlError(f"--load.base is for agents and runs; {path} is a policy of its own, so leave it out")
-    if load.guidance_weight is None:
-        return checkpoint
-    return native.with_guidance_weight(checkpoint, load.guidance_weight, path)
+    if load.guidance_weight is not None:
+        checkpoint = native.with_guidance_weight(checkpoint, load.guidance_weight, path)
+    if load.steer_guidance is not None:
+        checkpoint = native.with_weight_in_noise(checkpoint, load.steer_guidance, path)
+    return checkpoint
 
 
 def is_checkpoint(path: Path) -> bool:

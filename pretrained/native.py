@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,28 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dsrl.actor import NoiseActor
-from dsrl.anchored import AnchoredPolicy
-from dsrl.awr import GaussianPolicy
-from dsrl.cfgrl import GuidedPolicy
 from dsrl.config import LoadConfig
-from dsrl.critics import CriticEnsemble
-from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.files import replacing
+from dsrl.guidance import Guidance, check_weight
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained.formats import Checkpoint, Format, refuse_side_files
 from dsrl.pretrained.found import Found
-from dsrl.pretrained.toy import ToyPolicy
-from dsrl.steered import SelectingPolicy, SteeredPolicy
+from dsrl.pretrained.kinds import KINDS, Weights, weights_sha256
 
 VERSION = 2
 _MOST = {"train_steps": 10_000, "sampling_steps": 10_000, "n_layers": 1_000, "n_cond_layers": 1_000}
 _FIELDS = {"kind": str, "config": dict, "spec": dict, "weights": dict}
-
-Weights = Mapping[str, Tensor]
-Builder = Callable[[Mapping[str, Any], PolicySpec, Weights], nn.Module]
 
 
 def save_policy(policy: FrozenPolicy, path: str | Path) -> Path:
@@ -166,98 +159,51 @@ def _identity(checkpoint: Checkpoint) -> str:
 
 
 def with_guidance_weight(checkpoint: Checkpoint, weight: float, path: Path) -> Checkpoint:
-    """The same policy, guided with another weight.
+    """The same policy, guided with another weight; one that it is not meant for is warned of.
 
     Raises:
         DsrlError: when it is not guided.
     """
-    if "guidance" not in checkpoint.config:
-        raise DsrlError(
-            f"--load.guidance-weight is {weight}, but {path} holds a policy of kind '{checkpoint.kind}', which is not "
-            "guided; leave it out"
-        )
-    guidance = {**checkpoint.config["guidance"], "weight": weight}
+    guidance = {**_guidance(checkpoint, f"--load.guidance-weight is {weight}", path), "weight": weight}
+    _warn_of(guidance, weight)
     return replace(checkpoint, config={**checkpoint.config, "guidance": guidance})
 
 
-def weights_sha256(weights: Weights) -> str:
-    """Over names, types, shapes and raw bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def with_weight_in_noise(checkpoint: Checkpoint, max_weight: float, path: Path) -> Checkpoint:
+    """The same policy as a :class:`~dsrl.weighted.WeightedPolicy`.
 
-
-# -- kinds ------------------------------------------------------------------------------------------------------------
-
-
-def _build_diffusion(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    _check_noise(spec)
-    return DiffusionPolicy.from_config(config, spec)
-
-
-def _build_flow(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    _check_noise(spec)
-    return FlowPolicy.from_config(config, spec)
-
-
-def _check_noise(spec: PolicySpec) -> None:
-    if spec.noise_shape != (spec.horizon, spec.action_dim):
-        raise ValueError(f"noise of shape {spec.noise_shape} is no chunk of {spec.horizon} x {spec.action_dim}")
-
-
-def _build_gaussian(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    return GaussianPolicy.from_config(config, spec)
-
-
-def _build_guided(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    base: Any = KINDS[config["base"]["kind"]](config["base"]["config"], spec, _of_base(weights))
-    return GuidedPolicy.from_config(config, base)
-
-
-def _build_anchored(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    base: Any = KINDS[config["base"]["kind"]](config["base"]["config"], spec, _of_base(weights))
-    anchored = AnchoredPolicy.from_config(config, base)
-    anchored.spec = spec
-    return anchored
-
-
-def _build_steered(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    inner = config["base"]
-    base_weights = _of_base(weights)
-    base_spec = replace(
-        spec, noise_shape=tuple(inner["noise_shape"]), sha256=weights_sha256(base_weights), provenance={}
+    Raises:
+        DsrlError: when it is not guided, or its own weight is larger.
+    """
+    guidance = _guidance(checkpoint, f"--steer-guidance is {max_weight}", path)
+    if check_weight(max_weight, "--steer-guidance") < guidance["weight"]:
+        raise DsrlError(
+            f"--steer-guidance is {max_weight:g}, less than {guidance['weight']:g}, the weight of {path} itself; give "
+            "a larger one, or a smaller --load.guidance-weight"
+        )
+    _warn_of(guidance, max_weight)
+    shape = checkpoint.spec.noise_shape
+    base = {"kind": checkpoint.kind, "config": checkpoint.config, "noise_shape": list(shape)}
+    return replace(
+        checkpoint,
+        kind="weighted",
+        config={"base": base, "max_weight": max_weight},
+        spec=replace(checkpoint.spec, noise_shape=(math.prod(shape) + 1,)),
+        weights={f"base.{name}": tensor for name, tensor in checkpoint.weights.items()},
     )
-    base: Any = KINDS[inner["kind"]](inner["config"], base_spec, base_weights)
-    actor = NoiseActor(config["actor"])
-    steered = SteeredPolicy(base, actor)
-    if "critic" in config:
-        steered = SelectingPolicy(base, actor, CriticEnsemble(**config["critic"]), config["choice"])
-    steered.spec = replace(steered.spec, env=spec.env, sha256=spec.sha256, provenance=spec.provenance)
-    return steered
 
 
-def _of_base(weights: Weights) -> dict[str, Tensor]:
-    return {key.removeprefix("base."): value for key, value in weights.items() if key.startswith("base.")}
+def _guidance(checkpoint: Checkpoint, asked: str, path: Path) -> Mapping[str, Any]:
+    if "guidance" not in checkpoint.config:
+        raise DsrlError(
+            f"{asked}, but {path} holds a policy of kind '{checkpoint.kind}', which is not guided; leave it out"
+        )
+    return checkpoint.config["guidance"]
 
 
-def _build_toy(config: Mapping[str, Any], spec: PolicySpec, weights: Weights) -> nn.Module:
-    return ToyPolicy()
-
-
-# a builder gives the module; its weights are checked and loaded afterwards, in build_policy
-KINDS: dict[str, Builder] = {
-    "diffusion": _build_diffusion,
-    "flow": _build_flow,
-    "gaussian": _build_gaussian,
-    "guided": _build_guided,
-    "anchored": _build_anchored,
-    "steered": _build_steered,
-    "selecting": _build_steered,
-    "toy": _build_toy,
-}
+def _warn_of(guidance: Mapping[str, Any], weight: float) -> None:
+    if concern := Guidance(max_weight=guidance.get("max_weight", Guidance.max_weight)).concern(weight):
+        warnings.warn(concern, stacklevel=2)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def _describe_guidance(guidance: Guidance | None) -> list[tuple[str, str]]:
         return []
     low, high = guidance.interval
     clip = "in every step" if guidance.clip_inside else "at the end"
-    return [("guidance", f"weight {guidance.weight:g}, noise levels {low:g} to {high:g}, clipped {clip}")]
+    weight = f"weight {guidance.weight:g} of at most {guidance.max_weight:g}"
+    return [("guidance", f"{weight}, noise levels {low:g} to {high:g}, clipped {clip}")]
 
 
 def _describe_vision(vision: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -66,9 +66,13 @@ def check_observations(env: str, given: Mapping[str, tuple[int, ...]], policy: P
             )
 
 
-def missing(env: str, key: str, wanted: Collection[str], known: Collection[str]) -> DsrlError:
+class MissingObservation(DsrlError):
+    """An environment does not have what is to be observed."""
+
+
+def missing(env: str, key: str, wanted: Collection[str], known: Collection[str]) -> MissingObservation:
     """The complaint about an observation that an environment does not have."""
-    return DsrlError(
+    return MissingObservation(
         f"{env} has no observation '{key}'.{nearest(key, list(known))} It has {', '.join(sorted(known))}; wanted are "
         f"{', '.join(wanted)}"
     )

@@ -107,7 +107,7 @@ def test_a_diffusion_policy_is_extracted_from_too(config, tmp_path):
 def test_what_is_left_behind(config):
     rows = dict(describe(extract(replace(config, guidance_weight=2.0, guidance_interval=(0.1, 0.9)))))
     assert rows["kind"] == "anchored" and rows["environment"] == ENV.id
-    assert rows["guidance"] == "weight 2, noise levels 0.1 to 0.9, clipped in every step"
+    assert rows["guidance"] == "weight 2 of at most 3, noise levels 0.1 to 0.9, clipped in every step"
     assert rows["provenance data"].startswith("data.hdf5, 20 episodes")
     assert rows["provenance steps"] == "300" and "'rule': 'threshold'" in rows["provenance config"]
     base = load_policy(config.base_policy, device="cpu")

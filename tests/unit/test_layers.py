@@ -11,13 +11,14 @@ _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
           transitions labels chunk_policy training episodes eval_budget
-          frames checks safety card plain aggregate start_space report_plots replay noise_policy""",
+          frames checks safety card plain aggregate start_space report_plots
+          hindsight replay noise_policy""",
     1: "diffusion guidance values steered noise_losses demo_mix piloted",
     2: "noise_fit awr cfgrl",
-    3: "noise_diagnostics noise_aliased agents actor_file anchored",
+    3: "noise_diagnostics noise_aliased agents actor_file anchored goals weighted",
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
-          extract labelled guidance_curve trial safety_log push compare_runs film_strip report_data
-          report_page report_sections""",
+          extract extract_config extract_modes labelled guidance_curve trial safety_log push compare_runs film_strip
+          report_data report_page report_sections""",
     5: "cli commands doctor report",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}

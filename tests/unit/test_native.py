@@ -12,7 +12,7 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.policy import PolicySpec
 from dsrl.pretrained import DEFAULT_CHECKPOINT, convert, describe, load_policy, save_policy
-from dsrl.pretrained.native import KINDS
+from dsrl.pretrained.kinds import KINDS
 
 ENV = EnvSpec("robosuite", "Lift", {"horizon": 80}, {"physics_timestep": 0.005}, ("object", "eef"), 80, "1.5.2")
 SPEC = PolicySpec({"object": (2,), "eef": (3,)}, 3, 4, 4, env=ENV, provenance={"made by": "a test", "steps": 7})

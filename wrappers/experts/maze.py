@@ -16,8 +16,8 @@ Cell = tuple[int, int]
 class MazeWanderer:
     """Walks to a goal, then to another one, until the episode is over, as in OGBench's ``navigate`` data.
 
-    It starts anywhere; its goals are drawn from the cells that are no mere corridor. Its action is the unit vector to the
-    next cell of the shortest way, to which ``--action-noise 0.5`` adds what OGBench adds.
+    It starts anywhere; its goals are drawn from the cells that are no mere corridor. Its action is the unit vector to
+    the next cell of the shortest way, to which ``--action-noise 0.5`` adds what OGBench adds.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
