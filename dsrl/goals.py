@@ -39,8 +39,8 @@ class GoalPolicy(Guided):
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance, goal_key: str = "goal"):
         if base.label_dim < 2 or goal_key in base.spec.obs_shapes:
             raise ValueError(
-                f"its network takes labels of {base.label_dim} numbers and observes {list(base.spec.obs_shapes)}; needed "
-                f"are labels of a goal and one number more, and no '{goal_key}' among the observations"
+                f"its network takes labels of {base.label_dim} numbers and observes {list(base.spec.obs_shapes)}, but "
+                f"it needs labels of a goal and one number more, and no '{goal_key}' among the observations"
             )
         super().__init__(base, guidance)
         self.goal_key, self.goal_dim = goal_key, base.label_dim - 1

@@ -31,6 +31,20 @@ def test_guidance_beats_the_base_policy_without_a_further_env_step(dsrl, guided,
     assert (tmp_path / "curve.png").exists()
 
 
+@pytest.mark.parametrize("algo", ["sac", "na"])
+def test_the_agent_may_choose_the_weight_too(dsrl, guided, algo, tmp_path):
+    budget = ["--total-env-steps", 400, "--eval-episodes", 2, "--final-episodes", 4, "--final-repeats", 1]
+    flags = ["--run-dir", tmp_path / "run", "--probe-episodes", 0, "--device", "cpu", "--algo", algo]
+    small = ["--na.fit-updates", 20, "--na.fit-actor-updates", 5] if algo == "na" else []
+    done = dsrl("finetune", "--base-policy", guided, "--steer-guidance", 3, *budget, *flags, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert dsrl("export", tmp_path / "run", tmp_path / "steered.pt").returncode == 0
+    done = dsrl("evaluate", tmp_path / "steered.pt", "--episodes", 2, "--device", "cpu")
+    assert done.returncode == 0 and "steered" in done.stdout
+    done = dsrl("inspect", tmp_path / "steered.pt")
+    assert (done.returncode == 0 and "steered" in done.stdout) or "selecting" in done.stdout
+
+
 def test_a_guided_policy_is_steered_in_turn(dsrl, guided, tmp_path):
     budget = ["--total-env-steps", 400, "--eval-episodes", 2, "--final-episodes", 4, "--final-repeats", 1]
     flags = ["--load.guidance-weight", 0.5, "--run-dir", tmp_path / "run", "--probe-episodes", 0, "--device", "cpu"]

@@ -1,0 +1,122 @@
+"""Lift with the policy that ships, for ``guidance.py``: extraction from its own 200 demos, then steering of the result."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import FOLDER, TASKS, base_policy, dataset
+
+from dsrl.evaluate import evaluation_envs
+from dsrl.extract import ExtractConfig, extract
+from dsrl.guidance_curve import guidance_curve
+from dsrl.pretrained import load_policy
+from dsrl.values import ValuesConfig
+
+Row = dict[str, Any]
+
+__all__ = ["FOLDER", "Lift", "extracted", "steered_base", "steered_guided", "steered_weight"]
+
+WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+REPORT, CHOICE = 10_000_000, 20_000_000
+EPISODES = 50
+VALUES = ValuesConfig(steps=5_000, tau=0.03, hidden_dims=(128, 128))
+BUDGET = {"total-env-steps": 6_000, "eval-interval": 500, "eval-episodes": 50, "final-episodes": 100}
+MAX_WEIGHT = 3.0
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Where its files are."""
+
+    bases: Path
+    """of demonstrations and base policy, see tasks.py"""
+    runs: Path
+
+
+def extracted(lift: Lift, seed: int) -> list[Row]:
+    """Every weight of the anchored policy; weight 0 is the base policy. No env step is taken for it."""
+    policy: Any = load_policy(_guided(lift, seed), device="cpu")
+    with evaluation_envs(policy, n_envs=2) as envs:
+        curve = guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
+    (lift.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
+    rows = []
+    for point in curve.points:
+        row = point.row()
+        rows.append(
+            {
+                "setting": f"w {point.weight:g}",
+                "success_rate": row["success_rate"],
+                "low": row["success_low"],
+                "high": row["success_high"],
+                "episodes": EPISODES,
+                "mean_length": row["mean_length"],
+                "choice_success_rate": row["choice_success_rate"],
+                "choice_mean_length": float(point.choice.lengths.mean()),
+            }
+        )
+    return rows
+
+
+def steered_base(lift: Lift, seed: int) -> list[Row]:
+    """Noise-aliased SAC on the base policy."""
+    return _steered(lift, seed, "base", base_policy(TASKS["lift"], lift.bases), [])
+
+
+def steered_guided(lift: Lift, seed: int) -> list[Row]:
+    """On the guided policy, at the weight that was recommended on other starts."""
+    path = lift.runs / f"curve-seed{seed}.json"
+    if not path.exists():
+        extracted(lift, seed)
+    weight = json.loads(path.read_text())["recommended"]
+    return _steered(lift, seed, "guided", _guided(lift, seed), ["--load.guidance-weight", str(weight)])
+
+
+def steered_weight(lift: Lift, seed: int) -> list[Row]:
+    """On the guided policy, with the weight as a part of the noise."""
+    return _steered(lift, seed, "weight", _guided(lift, seed), ["--steer-guidance", str(MAX_WEIGHT)])
+
+
+def _guided(lift: Lift, seed: int) -> Path:
+    path = lift.runs / f"guided-seed{seed}.pt"
+    if path.exists():
+        return path
+    return extract(
+        ExtractConfig(
+            base_policy=base_policy(TASKS["lift"], lift.bases),
+            dataset=dataset(TASKS["lift"], lift.bases),
+            out=path,
+            run_dir=lift.runs / f"extract-seed{seed}",
+            values=VALUES,
+            steps=1_500,
+            seed=seed,
+            device="cpu",
+            overwrite=True,
+        )
+    )
+
+
+def _steered(lift: Lift, seed: int, name: str, policy: Path, flags: list[str]) -> list[Row]:
+    """A row per evaluation on the way."""
+    run_dir = lift.runs / f"steered-{name}-seed{seed}"
+    settings = {"base-policy": policy, "run-dir": run_dir, "seed": seed, "n-envs": 4, "device": "cpu"}
+    settings |= {"probe-episodes": 0, "final-repeats": 1, **BUDGET}
+    named = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    dsrl = "import sys; from dsrl.cli import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", dsrl, "finetune", *named, "--overwrite", *flags], check=True)
+    with (run_dir / "evaluations.csv").open() as file:
+        found = list(csv.DictReader(file))
+    return [
+        {
+            "setting": f"{row['env_steps']} env steps" if row["policy"] == "steered" else "before steering",
+            "success_rate": float(row["success_rate"]),
+            "low": float(row["success_low"]),
+            "high": float(row["success_high"]),
+            "episodes": int(row["episodes"]),
+            "mean_length": float(row["mean_length"]),
+        }
+        for row in found
+    ]

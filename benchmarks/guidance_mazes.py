@@ -1,0 +1,308 @@
+"""Point mazes of OGBench for ``guidance.py``: one task with rewards, or goals; every policy plays chunks of five steps.
+
+What differs from the paper (arXiv 2505.23458), to fit a CPU core: chunks of 5 actions instead of 1, so that values travel
+in a fifth of the backups; networks of 256 units; thousands of gradient steps instead of a million; 10 Euler steps, not 16.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mazes import dataset, single_task
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from dsrl.awr import GaussianConfig, GaussianPolicy, awr_weights
+from dsrl.cfgrl import LABEL_DIM, GuidedPolicy
+from dsrl.critics import reduce_q
+from dsrl.data import Trajectories, read_hdf5
+from dsrl.diffusion import FlowConfig, FlowPolicy
+from dsrl.evaluate import evaluate
+from dsrl.goals import GoalPolicy, HierarchicalPolicy, high_spec
+from dsrl.guidance import Guidance
+from dsrl.hindsight import FutureGoals
+from dsrl.labels import Threshold
+from dsrl.policy import PolicySpec
+from dsrl.steered import best_of
+from dsrl.training import Trainer, windows
+from dsrl.transitions import Transitions, cut_transitions
+from dsrl.values import ImplicitQ, ValuesConfig, fit_values, label_transitions
+from dsrl.wrappers import make_vec_env
+
+Row = dict[str, Any]
+
+CHUNK = 5
+EULER = 10
+GAMMA = 0.995
+WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
+TEMPERATURES = (1.0, 3.0, 10.0, 30.0)
+"""inverse ones, of advantages in env steps: those of the paper"""
+NETWORK = {"type": "mlp", "hidden_dims": [256, 256, 256]}
+VALUES = ValuesConfig(expectile=0.9, tau=0.03, hidden_dims=(256, 256), steps=40_000, lr=3e-4)
+N_ENVS = 25
+REPORT, CHOICE = 10_000_000, 20_000_000
+"""first seeds of the episodes that are reported, and of those that a setting is chosen on"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of one policy."""
+
+    seed: int
+    steps: int = 20_000
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    ema_decay: float = 0.995
+
+
+@dataclass(frozen=True)
+class Maze:
+    """One task: a maze, with its default goal or with goals in the observation."""
+
+    name: str
+    goals: bool
+    folder: Path
+    """of the data"""
+    cache: Path
+    """of what several methods share"""
+    episodes: int = 50
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Of everything that plays here, without a goal."""
+        return PolicySpec({"state": (2,)}, 2, CHUNK, CHUNK)
+
+    @contextmanager
+    def envs(self, spec: PolicySpec) -> Iterator[VecEnv]:
+        """To evaluate in: success ends an episode."""
+        env = f"ogbench/pointmaze-{self.name}" + ("" if self.goals else "-singletask")
+        made = make_vec_env(env, spec, N_ENVS, reward="success", subprocess=False)
+        try:
+            yield made
+        finally:
+            made.close()
+
+    def score(self, policies: dict[str, Any], calls: int, noise_scale: float = 1.0) -> list[Row]:
+        """A row per setting, each on the same starts, beside as many others to choose one."""
+        rows = []
+        with self.envs(next(iter(policies.values())).spec) as envs:
+            for setting, policy in policies.items():
+                reported, chosen = (
+                    evaluate(policy, envs, episodes=self.episodes, seed=seed, noise_scale=noise_scale)
+                    for seed in (REPORT, CHOICE)
+                )
+                low, high = reported.interval
+                rows.append(
+                    {
+                        "setting": setting,
+                        "success_rate": reported.success_rate,
+                        "low": low,
+                        "high": high,
+                        "episodes": self.episodes,
+                        "mean_length": float(reported.lengths.mean()),
+                        "choice_success_rate": chosen.success_rate,
+                        "choice_mean_length": float(chosen.lengths.mean()),
+                        "network_calls": calls,
+                    }
+                )
+                print(f"    {setting}: {reported.describe()}, {rows[-1]['mean_length']:.0f} env steps", flush=True)
+        return rows
+
+
+# -- one task with rewards --------------------------------------------------------------------------------------------
+
+
+def flow_bc(maze: Maze, seed: int) -> list[Row]:
+    """A policy of its own that never heard of rewards."""
+    return maze.score({"flow BC": _cloned(maze, seed)}, EULER)
+
+
+def best_of_n(maze: Maze, seed: int) -> list[Row]:
+    """The same policy, and the critic's favourite of 2 samples, which costs what guidance does, or of 16."""
+    policy, values = _cloned(maze, seed), _values(maze, seed)[0]
+    chosen = {n: best_of(policy, values.critic_target, n, [-1.0] * 2, [1.0] * 2) for n in (2, 16)}
+    return [row for n, policy in chosen.items() for row in maze.score({f"best of {n}": policy}, n * EULER)]
+
+
+def cfgrl(maze: Maze, seed: int) -> list[Row]:
+    """One network that is told whether a chunk is good, at every weight."""
+    values, cut = _values(maze, seed)
+    labels, report = label_transitions(values, cut, Threshold(0.0))
+    print(f"    {report}", flush=True)
+    obs, chunk = _windows(maze)
+    new = _seeded(seed, lambda: _flow(maze.spec, LABEL_DIM))
+    new.fit_normalizers(obs, chunk)
+    policy = _trained(GuidedPolicy(new, Guidance()), (obs, chunk, labels), Training(seed))
+    return _at_weights(maze, policy, 2 * EULER)
+
+
+def awr_flow(maze: Maze, seed: int) -> list[Row]:
+    """Advantage-weighted regression of a flow policy."""
+    return _awr(maze, seed, _flow, EULER, 1.0)
+
+
+def awr_gauss(maze: Maze, seed: int) -> list[Row]:
+    """Of a Gaussian one with unit deviation, as in the paper: evaluated at its mean."""
+    network = {"type": "gaussian", "hidden_dims": [256, 256, 256], "learn_std": False}
+    return _awr(maze, seed, lambda spec: GaussianPolicy(spec, GaussianConfig(network)), 1, 0.0)
+
+
+def _awr(maze: Maze, seed: int, build: Callable[[PolicySpec], Any], calls: int, noise_scale: float) -> list[Row]:
+    values, cut = _values(maze, seed)
+    # a reward of 1 at the goal is worth 1 / (1 - gamma) env steps
+    advantage = reduce_q(values.advantages(cut.cond, cut.chunk), "min") / (1 - GAMMA)
+    obs, chunk = _windows(maze)
+    rows = []
+    for beta in TEMPERATURES:
+        policy = _seeded(seed, lambda: build(maze.spec))
+        policy.fit_normalizers(obs, chunk)
+        columns = (obs, chunk, awr_weights(advantage, beta))
+        trained = _trained(AdvantageWeighted(policy), columns, Training(seed)).policy
+        rows += maze.score({f"1/beta {beta:g}": trained}, calls, noise_scale)
+    return rows
+
+
+class AdvantageWeighted(nn.Module):
+    """A policy whose loss takes the weight of a row as a column."""
+
+    def __init__(self, policy: Any):
+        super().__init__()
+        self.policy = policy
+
+    @property
+    def device(self) -> torch.device:
+        """Of the policy."""
+        return self.policy.device
+
+    def loss(self, obs: Tensor, chunk: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The policy's own, weighted."""
+        return self.policy.loss(obs, chunk, generator, weight=weight)
+
+    def freeze(self) -> "AdvantageWeighted":
+        """Evaluation mode, no gradients."""
+        return self.eval().requires_grad_(False)
+
+
+def _values(maze: Maze, seed: int) -> tuple[ImplicitQ, Transitions]:
+    """Values of the data, fitted once per seed."""
+    policy = _flow(maze.spec)
+    policy.fit_normalizers(*_windows(maze))
+    cut = cut_transitions(_episodes(maze), policy, GAMMA, maze.name)
+    config, path = replace(VALUES, seed=seed), maze.cache / f"{maze.name}-values-seed{seed}.pt"
+    learner = ImplicitQ(cut.cond.shape[1], cut.chunk.shape[1], config)
+    if path.exists():
+        learner.load_state_dict(torch.load(path, weights_only=True))
+        return learner.requires_grad_(False), cut
+    learner = fit_values(cut, config, lambda step, found: print(f"    {step} {found}", flush=True), 5_000)
+    _keep(path, learner.state_dict())
+    return learner, cut
+
+
+def _cloned(maze: Maze, seed: int) -> FlowPolicy:
+    """Behaviour cloning, once per seed."""
+    obs, chunk = _windows(maze)
+    policy, path = _seeded(seed, lambda: _flow(maze.spec)), maze.cache / f"{maze.name}-bc-seed{seed}.pt"
+    policy.fit_normalizers(obs, chunk)
+    if path.exists():
+        policy.load_state_dict(torch.load(path, weights_only=True))
+        return policy.freeze()
+    policy = _trained(policy, (obs, chunk), Training(seed))
+    _keep(path, policy.state_dict())
+    return policy
+
+
+# -- goals ------------------------------------------------------------------------------------------------------------
+
+
+def goal(maze: Maze, seed: int) -> list[Row]:
+    """Weight 0 is flow BC, weight 1 goal-conditioned BC."""
+    policy = _seeded(seed, lambda: GoalPolicy(_flow(maze.spec, 3), Guidance()))
+    return _at_weights(maze, _taught(maze, policy, seed), 2 * EULER)
+
+
+def hierarchical(maze: Maze, seed: int) -> list[Row]:
+    """The same on two levels."""
+
+    def build() -> HierarchicalPolicy:
+        high = GoalPolicy(_flow(high_spec(maze.spec, 2), 3), Guidance())
+        return HierarchicalPolicy(_flow(maze.spec, 3), Guidance(), high=high)
+
+    return _at_weights(maze, _taught(maze, _seeded(seed, build), seed), 4 * EULER)
+
+
+def _taught(maze: Maze, policy: Any, seed: int) -> Any:
+    data = _episodes(maze)
+    obs, chunk = _windows(maze)
+    goals = FutureGoals(data, "state", seed=seed)
+    policy.fit_normalizers(obs, chunk, goals.reached)
+    return _trained(policy, (obs, chunk, goals), Training(seed, steps=40_000))
+
+
+# -- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _at_weights(maze: Maze, policy: Any, calls: int) -> list[Row]:
+    return maze.score({f"w {weight:g}": policy.at_weight(weight) for weight in WEIGHTS}, calls)
+
+
+def _flow(spec: PolicySpec, label_dim: int = 0) -> FlowPolicy:
+    return FlowPolicy(spec, FlowConfig(NETWORK, sampling_steps=EULER, label_dim=label_dim))
+
+
+def _seeded(seed: int, build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _trained(policy: Any, columns: Any, training: Training) -> Any:
+    trainer = Trainer(policy, training)
+    trainer.run(columns, columns)
+    return trainer.ema
+
+
+_loaded: dict[tuple[str, bool], Trajectories] = {}
+
+
+def _episodes(maze: Maze) -> Trajectories:
+    """Of the maze; the last one is kept, in memory and on disk: a thousand groups of HDF5 take a minute to read."""
+    key = (maze.name, maze.goals)
+    if key not in _loaded:
+        _loaded.clear()
+        path = maze.cache / f"{maze.name}{'-goals' if maze.goals else ''}.pickle"
+        if not path.exists():
+            data = read_hdf5(dataset(maze.name, maze.folder)) if maze.goals else single_task(maze.name, maze.folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pickle.dumps(replace(data, obs_shapes={"state": (2,)})))
+        _loaded[key] = pickle.loads(path.read_bytes())
+    return _loaded[key]
+
+
+def _windows(maze: Maze) -> tuple[Tensor, Tensor]:
+    return windows(_episodes(maze), maze.spec, torch.device("cpu"))
+
+
+def _keep(path: Path, state: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".aside")
+    torch.save(state, aside)
+    aside.replace(path)
+
+
+def shortest_way(maze: Maze) -> np.ndarray:
+    """The cells of the shortest way from start to goal, ``(N, 2)`` positions, to look at values along it."""
+    with maze.envs(maze.spec) as envs:
+        simulator = envs.get_attr("unwrapped", indices=[0])[0].simulator
+        envs.seed(0)
+        envs.reset()
+        at, goal = simulator.get_xy(), simulator.cur_goal_xy
+        way = [np.array(at)]
+        while simulator.xy_to_ij(way[-1]) != simulator.xy_to_ij(goal):
+            way.append(np.array(simulator.get_oracle_subgoal(way[-1], goal)[0]))
+    return np.stack(way)
