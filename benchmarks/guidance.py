@@ -1,8 +1,8 @@
 """The benchmark of guidance (CFGRL), resumable: ``python benchmarks/guidance.py [--tasks large] [--seeds 0 1]``.
 
 Runs one after another, seed 0 of everything first. What is finished is merged into ``benchmarks/results/guidance.csv``
-after every run; a run that it holds is not repeated. ``guidance.md`` beside it is the table. The mazes need the [ogbench]
-extra; their data are recorded when they are not there, which takes five minutes each on a free core.
+after every run; a run that it holds is not repeated. ``guidance.md`` beside it is the table. The mazes need the
+[ogbench] extra; their data are recorded when they are not there, which takes five minutes each on a free core.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Lift with the policy that ships, for ``guidance.py``: extraction from its own 200 demos, then steering of the result."""
+"""Lift with the policy that ships, for ``guidance.py``: extraction from its own 200 demos, and steering after it."""
 
 import csv
 import json

@@ -12,8 +12,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# Guidance (CFGRL)",
         "",
-        "By `benchmarks/guidance.py`. Success is the mean over seeds, in brackets the lowest and the highest seed. The chosen",
-        "setting is the one of the highest mean success, then the shortest episodes, on starts that are not reported.",
+        "By `benchmarks/guidance.py`. Success is the mean over seeds, in brackets the lowest and the highest seed. The",
+        "chosen setting has the highest mean success, then the shortest episodes, on starts that are not reported.",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):
         lines += ["", f"## {task}", "", "| method | setting | success | env steps | network calls | seeds |"]
@@ -54,7 +54,6 @@ def _method(method: str, rows: Sequence[Row]) -> list[str]:
         mark = " (chosen)" if setting == best and len(by_setting(rows)) > 1 else ""
         success = f"{mean(rates):.0%} [{100 * min(rates):.0f}, {100 * max(rates):.0f}]"
         steps = mean(float(row["mean_length"]) for row in found)
-        lines.append(
-            f"| {method} | {setting}{mark} | {success} | {steps:.0f} | {found[0]['network_calls'] or '-'} | {len(found)} |"
-        )
+        calls = found[0]["network_calls"] or "-"
+        lines.append(f"| {method} | {setting}{mark} | {success} | {steps:.0f} | {calls} | {len(found)} |")
     return lines

@@ -80,7 +80,7 @@ def test_a_wanderer_goes_from_goal_to_goal(tmp_path):
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(DsrlError, match="no task 'pointmaze-larg'. Did you mean 'pointmaze-large'"):
+    with pytest.raises(DsrlError, match=r"no task 'pointmaze-larg'\. Did you mean 'pointmaze-large'"):
         make_env("ogbench/pointmaze-larg")
     with pytest.raises(DsrlError, match="has no observation 'goal'"):
         resolve_env_spec(EnvSpec("ogbench", "pointmaze-large-singletask", obs_keys=("state", "goal")))
