@@ -1,8 +1,8 @@
 """Point mazes of OGBench for ``guidance.py``: one task with rewards, or goals; every policy plays chunks of five steps.
 
 What differs from the paper (arXiv 2505.23458), to fit a CPU core: chunks of 5 actions instead of 1, so that values
-travel in a fifth of the backups; networks of 256 units, thousands of gradient steps instead of a million, 10 Euler steps
-instead of 16.
+travel in a fifth of the backups; networks of 256 units, thousands of gradient steps instead of a million, 10 Euler
+steps instead of 16.
 """
 
 import pickle
