@@ -17,27 +17,24 @@ from dsrl.wrappers.experts import make_expert
 pytestmark = [pytest.mark.integration, pytest.mark.ogbench]
 
 TELEPORT = "ogbench/pointmaze-teleport"
-INTO_A_TELEPORT = {"task_info": {"init_ij": (5, 2), "goal_ij": (1, 1)}}
+INTO_A_TELEPORT = {"task_info": {"init_ij": (4, 1), "goal_ij": (1, 1)}}
 
 
 def rollout(env, seed, options=None):
     obs, _ = env.reset(seed=seed, options=options)
-    return np.stack([obs, *(env.step(np.array([-1.0, 0.0], np.float32))[0] for _ in range(60))])
+    return np.stack([obs, *(env.step(np.array([0.0, 1.0], np.float32))[0] for _ in range(60))])
 
 
 @pytest.mark.parametrize("options", [None, INTO_A_TELEPORT])
 def test_copies_and_repeats_play_the_same_episode(options):
     first, second = make_env(TELEPORT, reward="dense"), make_env(TELEPORT, reward="dense")
-    state = np.random.get_state()[1].copy()
     once = rollout(first, 7, options)
     np.random.rand(3)
     rollout(second, 8, options)
     assert np.array_equal(rollout(first, 7, options), once) and np.array_equal(rollout(second, 7, options), once)
-    np.random.seed(0)
-    np.random.rand(3)
     before = np.random.get_state()[1].copy()
     rollout(first, 9, options)
-    assert np.array_equal(np.random.get_state()[1], before) and len(state) == len(before), "others draw as before"
+    assert np.array_equal(np.random.get_state()[1], before), "others draw as before"
 
 
 def test_teleports_are_drawn_by_the_seed():
