@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,7 +157,7 @@ class FinetuneConfig:
         """How the base policy is read, so that its noise is all that the agent chooses."""
         if self.steer_guidance is None:
             return self.load
-        return dataclasses.replace(self.load, steer_guidance=self.steer_guidance)
+        return replace(self.load, steer_guidance=self.steer_guidance)
 
 
 @dataclass(frozen=True)
