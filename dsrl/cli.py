@@ -58,6 +58,11 @@ COMMANDS: Mapping[str, Command] = {
     "extract": Command(
         "guide a policy towards what is good in a data set (CFGRL)", "extract:ExtractConfig", "extract:extract"
     ),
+    "synthesize": Command(
+        "draw data like a data set's, with the actions of a policy (policy-guided diffusion)",
+        "synthesize:SynthesizeConfig",
+        "synthesize:synthesize",
+    ),
 }
 
 

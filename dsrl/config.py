@@ -102,6 +102,12 @@ class FinetuneConfig:
     if they stood in the replay buffer from the start"""
     demo_share: float = 0.25
     """of a batch, for ratio, and for decay at the start"""
+    warm_start: Path | None = None
+    """data of `dsrl synthesize` for NA's critics, from the first batch on, whose share falls to zero over the budget"""
+    synthetic_share: float = 0.25
+    """of a batch at the start, at most 0.5"""
+    synthesize_every: int | None = None
+    """env steps after which the synthetic data are made anew, towards what the agent does by then"""
     gamma: float = 0.99
     """discount per env step; about 1 - 1/T for a task that takes T env steps (Lift takes 30)"""
     reward: Reward = "auto"
@@ -149,6 +155,14 @@ class FinetuneConfig:
             raise DsrlError(f"--demos is for --algo na: demonstrations have no noise, which {self.algo} learns from")
         if not 0 < self.demo_share <= 1:
             raise DsrlError(f"--demo-share is {self.demo_share}; it is a share of a batch, in (0, 1]")
+        if self.warm_start is not None and self.algo != "na":
+            raise DsrlError(
+                f"--warm-start is for --algo na: synthetic data have no noise, which {self.algo} learns from"
+            )
+        if self.synthesize_every is not None and (self.warm_start is None or self.synthesize_every < 1):
+            raise DsrlError("--synthesize-every is a number of env steps, and needs --warm-start SYNTHETIC.hdf5")
+        if not 0 < self.synthetic_share <= 0.5:
+            raise DsrlError(f"--synthetic-share is {self.synthetic_share}; it must be above 0 and at most 0.5")
         if self.warmup_episodes < 1:
             raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
 

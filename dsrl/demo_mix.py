@@ -23,6 +23,8 @@ class DemoMix:
     """of a batch"""
     decisions: int = 1
     """after which the share has decayed"""
+    beside: DemoMix | None = None
+    """others, which share what is left of a batch with the agent's own"""
 
     def share_now(self, own: SteeringReplayBuffer, played: int) -> float:
         """Of the next batch, when the agent has played so many decisions."""
@@ -38,8 +40,11 @@ class DemoMix:
         """A batch of both; ``options`` are those of the buffers."""
         shown = round(batch_size * self.share_now(own, played))
         if not shown:
-            return own.sample(batch_size, **options)
+            return self._rest(own, batch_size, played, **options)
         demonstrated = self.buffer.sample(shown, **options)
         if shown == batch_size:
             return demonstrated
-        return join(own.sample(batch_size - shown, **options), demonstrated)
+        return join(self._rest(own, batch_size - shown, played, **options), demonstrated)
+
+    def _rest(self, own: SteeringReplayBuffer, size: int, played: int, **options: Any) -> SteeringSamples:
+        return own.sample(size, **options) if self.beside is None else self.beside.sample(own, size, played, **options)

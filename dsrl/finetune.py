@@ -10,6 +10,7 @@ from pathlib import Path
 from gymnasium.spaces import Box
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -36,6 +37,7 @@ from dsrl.probe import probe
 from dsrl.run import RunFolder
 from dsrl.safety_log import SafetyLog
 from dsrl.sb3_logging import MetricsWriter
+from dsrl.warm_start import WarmStart
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec, resolve_reward
 
 # seeds of initial states: training, curve, probe and final comparison never share one, nor do two runs
@@ -82,6 +84,13 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
             assert isinstance(train_envs.action_space, Box)
             _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
+        warm = None
+        if isinstance(model, NoiseAliasedSAC) and config.warm_start is not None:
+            assert isinstance(train_envs.action_space, Box)
+            warm = WarmStart(config, policy, env, train_envs.action_space)
+            console.print(
+                f"{warm.attach(model)} synthetic decisions for the critics, {config.synthetic_share:.0%} of a batch"
+            )
         if config.probe_episodes:
             _check_steerability(config, policy, noise_space, eval_envs, console)
         folder = RunFolder.create(
@@ -99,6 +108,8 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             config.total_env_steps, env.max_episode_steps, config.eval_interval, config.eval_episodes
         )
         run = _Run(config, policy, model, eval_envs, folder, console, plan)
+        if warm is not None:
+            run.further += warm.callback(run.steps, run.evaluation.steered)
         if run.learn():
             run.draw()
             console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
@@ -123,6 +134,7 @@ class _Run:
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
         outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
         model.set_logger(Logger(str(folder.path), outputs))
+        self.further: list[BaseCallback] = []
         self.watched = [SafetyLog()] if config.safety.active else []
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
         self.evaluation = SteeringEvaluation(
@@ -151,7 +163,7 @@ class _Run:
             # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
             self.model.learn(
                 self.config.total_env_steps,
-                callback=[self.steps, self.warmup, self.evaluation, self.diagnostics, *self.watched],
+                callback=[self.steps, self.warmup, self.evaluation, self.diagnostics, *self.watched, *self.further],
                 log_interval=ALGORITHMS[self.config.algo].log_interval,
             )
         except KeyboardInterrupt:

@@ -211,6 +211,7 @@ class GaussianActor(nn.Module):
         hidden_dims: width of every hidden layer.
         activation, layer_norm: of the hidden layers.
         learn_std: one standard deviation per number of the chunk, whatever the condition; False: all of them are 1.
+        squash: the mean passes through tanh.
     """
 
     config: dict[str, Any]
@@ -224,9 +225,10 @@ class GaussianActor(nn.Module):
         activation: str = "Mish",
         layer_norm: bool = True,
         learn_std: bool = True,
+        squash: bool = False,
     ):
         super().__init__()
-        self.horizon = horizon
+        self.horizon, self.squash = horizon, squash
         self.layers = PlainMLP([cond_dim, *hidden_dims, horizon * action_dim], activation, layer_norm)
         log_std = torch.zeros(horizon, action_dim)
         self.log_std: Tensor
@@ -237,7 +239,8 @@ class GaussianActor(nn.Module):
 
     def moments(self, cond: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C)`` -> mean ``(B, Tp, Da)``, log of the standard deviation ``(Tp, Da)``."""
-        return rearrange(self.layers(cond), "b (t d) -> b t d", t=self.horizon), self.log_std.clamp(-5.0, 2.0)
+        mean = rearrange(self.layers(cond), "b (t d) -> b t d", t=self.horizon)
+        return torch.tanh(mean) if self.squash else mean, self.log_std.clamp(-5.0, 2.0)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """``(B, Tp, Da), any, (B, C)`` -> ``(B, Tp, Da)``."""
