@@ -145,23 +145,25 @@ def test_a_model_comes_back_from_its_files(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_conditional_model_learns_where_windows_begin():
-    torch.manual_seed(0)
-    config = TrajectoryConfig(Layout(1, 1, 3), PRESETS["tiny"], EDMConfig(sampling_steps=8), conditional=True)
-    model = TrajectoryDiffusion(config, -torch.ones(1), torch.ones(1))
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        sign = torch.randint(2, (64, 1), generator=generator) * 2.0 - 1
-        x = torch.zeros(64, 4, 4)
-        x[..., 0] = sign
-        optimizer.zero_grad()
-        model.loss(x, generator).backward()
-        optimizer.step()
-    start = torch.tensor([[1.0], [-1.0]]).repeat(16, 1)
-    obs = model.freeze().sample(32, generator, start=start).obs[..., 0]
-    assert ((obs.sign() == start).float().mean()) > 0.9
-    free = model.sample(64, generator).obs[:, 0, 0]
-    assert 0.1 < (free > 0).float().mean() < 0.9, "told nothing, it draws both"
+def test_a_conditional_network_is_told_the_first_observation_or_nothing():
+    def conditional(drop_start):
+        config = TrajectoryConfig(Layout(2, 1, 3), PRESETS["tiny"], EDMConfig(sampling_steps=3), True, drop_start)
+        model = TrajectoryDiffusion(config, -torch.ones(1), torch.ones(1))
+        model.codec.offset[:2], model.codec.scale[:2] = 5.0, 2.0
+        return model
+
+    def learned_about_starts(model):
+        model.loss(torch.randn(16, 4, 5), torch.Generator().manual_seed(0)).backward()
+        layers = [m for name, m in model.network.named_modules() if name.endswith("cond_encoder.1")]
+        return sum(float(layer.weight.grad[:, PRESETS["tiny"]["time_dim"] :].abs().sum()) for layer in layers)
+
+    assert learned_about_starts(conditional(0.0)) > 0 and learned_about_starts(conditional(1.0)) == 0
+    model, told = conditional(0.25).freeze(), []
+    model.network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[2]))
+    start, generator = torch.tensor([[5.0, 9.0], [1.0, 5.0]]), torch.Generator().manual_seed(0)
+    model.sample(2, generator, start=start)
+    assert torch.equal(told[-1], torch.tensor([[0.0, 2.0, 1.0], [-2.0, 0.0, 1.0]]))
+    model.sample(2, generator)
+    assert torch.equal(told[-1], torch.zeros(2, 3))
     with pytest.raises(DsrlError, match="without first observations"):
         gaussian_model().sample(2, generator, start=torch.zeros(2, 2))
