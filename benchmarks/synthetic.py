@@ -188,7 +188,7 @@ def _offline_run(task: str, agent: str, method: str, seed: int) -> dict[str, flo
         began = time.process_time()
         assert model is not None
         goal = make_target(policy, "gaussian", 0.1) if guided else None
-        guidance = PolicyGuidance(1.0) if guided else None
+        guidance = PolicyGuidance() if guided else None
         found = to_trajectories(draw(model, WINDOWS, 1_000 * seed + next(drawn), goal, guidance), data)
         seconds[0] += time.process_time() - began
         return cut_transitions(found, policy, 0.99)
@@ -204,7 +204,7 @@ def _offline_run(task: str, agent: str, method: str, seed: int) -> dict[str, flo
     if model is not None:
         scales = scales_of(windows, None, model.codec.low, model.codec.high)
         goal = make_target(policy, "gaussian", 0.1)
-        last = draw(model, 128, seed, goal if method == "guided" else None, PolicyGuidance(1.0))
+        last = draw(model, 128, seed, goal if method == "guided" else None, PolicyGuidance())
         found = diagnose(last, goal, simulator_step(data.env, "dense", windows, scales), scales, most=500)
         worth = {"log_prob": found.log_prob, "dynamics_mse": found.dynamics_mse}
     share = seconds[0] / (spent + seconds[0])
@@ -275,7 +275,7 @@ def na(seeds: list[int]) -> None:
     if not demos.exists():
         _dsrl("collect", "--env", "robosuite/Lift", "--out", demos, "--episodes", 40, "--physics-timestep", 0.005,
               "--max-episode-steps", 80)  # fmt: skip
-    for name, weight in (("unguided", 0.0), ("guided", 1.0)):
+    for name, weight in (("unguided", 0.0), ("guided", 0.3)):
         out = folder / f"{name}.hdf5"
         if not out.exists():
             _dsrl("synthesize", "--dataset", demos, "--policy", base, "--out", out, "--guidance.weight", weight)

@@ -21,8 +21,9 @@ from dsrl.errors import DsrlError
 class PolicyGuidance:
     """How strongly, and where."""
 
-    weight: float = 1.0
-    """0 is no guidance; 1 with the gradient normalised, and 0.3 without, are good starts"""
+    weight: float = 0.3
+    """0 is no guidance. What is too much depends on how far the policy is from the data: compare dynamics_mse with that
+    of unguided windows"""
     cosine: float = 0.3
     """of the bump in the schedule"""
     normalize: bool = True
