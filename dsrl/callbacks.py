@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class StopWatch:
     def cpu_seconds(self) -> float:
         """CPU time of this process: learning and acting, without simulators in processes of their own."""
         return float(self._read()[1])
+
+    def state(self) -> list[float]:
+        """What it reads."""
+        return self._read().tolist()
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from there."""
+        self._banked, self._since = np.array(state), self._now()
 
     def __enter__(self) -> StopWatch:
         self._banked, self._running = self._read(), False
@@ -99,6 +108,15 @@ class EnvSteps(BaseCallback):
     def _on_training_end(self) -> None:
         self.stop()
 
+    def state(self) -> dict[str, Any]:
+        """Env steps and the last results."""
+        return {"env_steps": self.env_steps, "recent": list(self._recent)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.env_steps = state["env_steps"]
+        self._recent.extend(state["recent"])
+
     def stop(self) -> None:
         """Leave the terminal as it was, also after an interruption."""
         self._progress.stop()
@@ -113,6 +131,14 @@ class WarmUp(BaseCallback):
     def __init__(self, episodes: int, steps: EnvSteps):
         super().__init__()
         self.left, self.steps = episodes, steps
+
+    def state(self) -> int:
+        """Episodes to come."""
+        return self.left
+
+    def restore(self, state: int) -> None:
+        """Go on from there."""
+        self.left = state
 
     def _on_step(self) -> bool:
         if self.left > 0:
@@ -147,6 +173,17 @@ class SteeringEvaluation(BaseCallback):
         self.plan, self.seed, self.watch = plan, seed, watch
         self.scored_at = -1
         self._best = (-1.0, float("-inf"), 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """What was scored, and when it is due again."""
+        return {"scored_at": self.scored_at, "best": self._best, "plan": self.plan.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.scored_at = state["scored_at"]
+        self.plan.restore(state["plan"])
+        rate, mean_return, negative_length = state["best"]
+        self._best = (rate, mean_return, negative_length)
 
     def steered(self) -> SteeredPolicy:
         """The steered policy as it is now."""

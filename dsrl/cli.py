@@ -120,19 +120,20 @@ def _parse(name: str, kind: Any, command: Command, args: list[str]) -> Any:
 
 
 def _base_config(args: list[str]) -> tuple[list[str], Any]:
-    """Take ``--config FILE`` or ``--preset NAME`` out of the flags; what it names is what the other flags change."""
+    """Take ``--config FILE``, ``--preset NAME`` or ``--resume RUN`` out: what it names is what other flags change."""
     from dsrl.presets import preset
 
     rest, base = list(args), None
     for flag, read, hint in (
         ("--config", lambda value: _read_config(Path(value)), "a file, such as the config.yaml of a run folder"),
         ("--preset", preset, "a name, such as reference"),
+        ("--resume", _resumed, "a run folder"),
     ):
         at = next((i for i, arg in enumerate(rest) if arg == flag or arg.startswith(flag + "=")), None)
         if at is None:
             continue
         if base is not None:
-            raise DsrlError("--config and --preset exclude each other; give one of them")
+            raise DsrlError("--config, --preset and --resume exclude each other; give one of them")
         _, equals, value = rest[at].partition("=")
         if not equals and at + 1 >= len(rest):
             raise DsrlError(f"{flag} needs {hint}")
@@ -165,6 +166,12 @@ def _read_config(path: Path) -> Any:
     if not isinstance(values, dict):
         raise DsrlError(f"{path} holds {type(values).__name__}, expected settings such as 'algo: sac'")
     return finetune_config(values)
+
+
+def _resumed(run: str) -> Any:
+    from dsrl.resume import resumed_config
+
+    return resumed_config(Path(run))
 
 
 def _named(where: str) -> Callable[..., Any]:

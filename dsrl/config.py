@@ -133,6 +133,14 @@ class FinetuneConfig:
     """cpu, cuda, cuda:1, or auto"""
     overwrite: bool = False
     """write into a run folder that already exists"""
+    checkpoint_interval: float = 60.0
+    """seconds between two checkpoints, from which a run can be resumed; 0: after every decision"""
+    simulator_timeout: float = 300.0
+    """seconds after which a simulator in a process of its own, that does not answer, is given up"""
+    resume: Path | None = None
+    """go on with this run, with its settings, from its newest checkpoint; --total-env-steps gives it a new budget"""
+    force: bool = False
+    """resume although policy, environment, versions or settings have changed, and write down what"""
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     na: NAConfig = field(default_factory=NAConfig)
     sac: SACConfig = field(default_factory=SACConfig)
@@ -163,6 +171,10 @@ class FinetuneConfig:
             raise DsrlError("--synthesize-every is a number of env steps, and needs --warm-start SYNTHETIC.hdf5")
         if not 0 < self.synthetic_share <= 0.5:
             raise DsrlError(f"--synthetic-share is {self.synthetic_share}; it must be above 0 and at most 0.5")
+        if self.checkpoint_interval < 0:
+            raise DsrlError(f"--checkpoint-interval is {self.checkpoint_interval}; it is a number of seconds")
+        if self.simulator_timeout <= 0:
+            raise DsrlError(f"--simulator-timeout is {self.simulator_timeout}; it is a number of seconds above 0")
         if self.warmup_episodes < 1:
             raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsrl.replay import SteeringReplayBuffer, SteeringSamples, join
+from dsrl.replay import SteeringReplayBuffer
+from dsrl.samples import SteeringSamples, join
 
 Mix = Literal["prefill", "ratio", "decay"]
 

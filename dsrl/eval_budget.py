@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -62,6 +63,15 @@ class EvaluationPlan:
     def ends(self, trained: int, scored: bool) -> bool:
         """Whether the last agent is evaluated too; one evaluation there is in any case."""
         return self.interval is not None or not scored or self._paid(trained)
+
+    def state(self) -> dict[str, int]:
+        """What was decided and spent; a run that gets a larger budget keeps its number of episodes."""
+        return {"episodes": self.episodes, "spent": self.spent, "dearest": self.dearest, "next": self.next}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from there."""
+        self.episodes, self.spent = state["episodes"], state["spent"]
+        self.dearest, self.next = state["dearest"], state["next"]
 
     def describe(self) -> str:
         """What the evaluations so far have taken, and what that is of the training."""

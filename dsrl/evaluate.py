@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from dsrl.blocks import in_blocks
 from dsrl.env_spec import EnvSpec
 from dsrl.episodes import Recorder, low_dimensional
 from dsrl.errors import DsrlError, SimulatorFailed
@@ -145,9 +146,9 @@ def evaluate(
                     "the environment returned an observation that is not finite; the episode cannot go on"
                 )
             since = perf_counter()
-            cond = policy.encode(torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
+            cond = in_blocks(policy.encode, torch.as_tensor(obs, dtype=torch.float32, device=policy.device))
             noise = _draw(policy, slots, noises, noise_scale, shape_noise)
-            chunk = policy.decode(cond, noise)
+            chunk = in_blocks(policy.decode, cond, noise)
             played = chunk.cpu().numpy()
             record.decisions.append(perf_counter() - since)
             if watch is not None:
@@ -222,6 +223,7 @@ def evaluation_envs(
     n_envs: int = 4,
     reward: str = "auto",
     safety: SafetyConfig | None = None,
+    timeout: float = 300.0,
 ) -> Iterator[VecEnv]:
     """Chunked environments that are closed afterwards.
 
@@ -231,7 +233,8 @@ def evaluation_envs(
     from dsrl.wrappers import make_vec_env
     from dsrl.wrappers.steered import check_fit
 
-    envs = make_vec_env(environment_of(policy, env), policy.spec, n_envs, reward=reward, safety=safety)
+    alike: dict[str, Any] = {"reward": reward, "safety": safety, "timeout": timeout}
+    envs = make_vec_env(environment_of(policy, env), policy.spec, n_envs, **alike)
     try:
         try:
             check_fit(policy, envs.observation_space, envs.action_space)

@@ -137,6 +137,32 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(whole), restval=""))
 
 
+def table_size(path: Path) -> dict[str, Any]:
+    """``rows`` and ``columns`` of a CSV file with a header, without reading its numbers; lines that are whole count."""
+    lines = 0
+    if path.exists():
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                lines += block.count(b"\n")
+    return {"rows": max(lines - 1, 0), "columns": _header(path)}
+
+
+def keep_rows(path: Path, rows: int, columns: list[str]) -> None:
+    """Drop the rows and columns of a CSV file that came after :func:`table_size`; the file itself, if it had no header.
+
+    Raises:
+        RunFailed: when it cannot be written.
+    """
+    if table_size(path) == {"rows": rows, "columns": columns}:
+        return
+    if not columns:
+        with writing(path):
+            path.unlink(missing_ok=True)
+        return
+    kept = [[row[name] for name in columns] for row in read_rows(path)[:rows]]
+    write_text(path, csv_text([columns, *kept]))
+
+
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as CSV; None is an empty cell."""
     buffer = io.StringIO()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from gymnasium.spaces import Box
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
 from dsrl.actor_file import read_steered
 from dsrl.algorithms import ALGORITHMS, discount_inside, steering_facts
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp, check_finite, last_good
+from dsrl.checkpoint import Checkpoints
+from dsrl.checkpointing import Checkpointing
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
 from dsrl.demo_mix import DemoMix
@@ -26,6 +29,7 @@ from dsrl.errors import DsrlError, LossNotFinite, RunFailed
 from dsrl.eval_budget import EvaluationPlan, plan_evaluations
 from dsrl.evaluate import environment_of, evaluation_envs
 from dsrl.files import replacing
+from dsrl.interruption import Interruption, was_interrupted
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.noise_diagnostics import NoiseDiagnostics
@@ -34,9 +38,11 @@ from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
 from dsrl.pretrained.hub import local_data
 from dsrl.probe import probe
+from dsrl.resume import run_facts, taken_up
 from dsrl.run import RunFolder
+from dsrl.run_lock import locked
 from dsrl.safety_log import SafetyLog
-from dsrl.sb3_logging import MetricsWriter
+from dsrl.sb3_logging import run_logger
 from dsrl.warm_start import WarmStart
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec, resolve_reward
 
@@ -57,10 +63,12 @@ class FinetuneResult:
 def finetune(config: FinetuneConfig, console: Console | None = None) -> FinetuneResult:
     """Run ``dsrl finetune``.
 
-    Everything is checked before anything is written. Ctrl-C and SIGTERM end the training and save what was learned.
+    Everything is checked before anything is written. Ctrl-C and SIGTERM end the training and save what was learned, so
+    that a run can go on from there: :func:`~dsrl.resume.resumed_config`.
 
     Raises:
-        DsrlError: for a checkpoint, an environment or a run folder that does not do.
+        DsrlError: for a checkpoint, an environment or a run folder that does not do, and for a run that is to go on in
+            other circumstances than it was begun in.
     """
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
@@ -69,18 +77,18 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
     noise_space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)
-    run_dir = config.run_dir or _default_dir(config, env)
-    RunFolder(run_dir.expanduser()).check_room(config.overwrite)
+    folder = _folder(config, env)
     with ExitStack() as stack:
-        eval_envs = stack.enter_context(
-            evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, reward=config.reward, safety=config.safety)
-        )
-        train_envs = make_vec_env(
-            env, policy.spec, config.n_envs, reward=config.reward, gamma=discount_inside(config), safety=config.safety
-        )
+        stack.enter_context(locked(folder.path))
+        checkpoints, facts = Checkpoints(folder), run_facts(config, policy, env)
+        kept = None if config.resume is None else taken_up(config, checkpoints, facts, console)
+        alike: dict[str, Any] = {"reward": config.reward, "safety": config.safety}
+        alike["timeout"] = config.simulator_timeout
+        eval_envs = stack.enter_context(evaluation_envs(policy, env=env, n_envs=config.n_eval_envs, **alike))
+        train_envs = make_vec_env(env, policy.spec, config.n_envs, gamma=discount_inside(config), **alike)
         stack.callback(train_envs.close)
         model = _build(config, SteeredVecEnv(train_envs, policy, noise_space))
-        console.print(f"base policy {spelled(path)} on {env.id}, run folder {run_dir}")
+        console.print(f"base policy {spelled(path)} on {env.id}, run folder {folder.path}")
         if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
             assert isinstance(train_envs.action_space, Box)
             _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
@@ -91,28 +99,27 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
             console.print(
                 f"{warm.attach(model)} synthetic decisions for the critics, {config.synthetic_share:.0%} of a batch"
             )
-        if config.probe_episodes:
+        if config.probe_episodes and kept is None:
             _check_steerability(config, policy, noise_space, eval_envs, console)
-        folder = RunFolder.create(
-            run_dir,
-            config=to_dict(config),
-            base_policy={
-                "path": spelled(path),
-                "sha256": policy.spec.sha256,
-                "env": env.to_robomimic(),
-                "load": to_dict(config.loading),
-            },
-            force=config.overwrite,
-        )
+        if config.resume is None:
+            base = {"path": spelled(path), "sha256": policy.spec.sha256, "env": env.to_robomimic()}
+            base["load"] = to_dict(config.loading)
+            RunFolder.create(folder.path, config=to_dict(config), base_policy=base, force=config.overwrite)
         plan = plan_evaluations(
             config.total_env_steps, env.max_episode_steps, config.eval_interval, config.eval_episodes
         )
-        run = _Run(config, policy, model, eval_envs, folder, console, plan)
-        if warm is not None:
-            run.further += warm.callback(run.steps, run.evaluation.steered)
+        run = _Run(config, policy, model, eval_envs, checkpoints, facts, console, plan)
+        if warm is not None and (again := warm.callback(run.steps, run.evaluation.steered)) is not None:
+            run.further = [again]
+            run.checkpointing.parts["synthesis"] = again
+        if kept is not None:
+            run.restore(kept)
         if run.learn():
             run.draw()
-            console.print(f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}")
+            console.print(
+                f"interrupted; what was learned is saved. Score it with: dsrl evaluate {folder.path}\n"
+                f"Go on with: dsrl finetune --resume {folder.path}"
+            )
             return FinetuneResult(folder.path, None)
         return FinetuneResult(folder.path, run.conclude())
 
@@ -126,62 +133,114 @@ class _Run:
         policy: FrozenPolicy,
         model: BaseAlgorithm,
         eval_envs: VecEnv,
-        folder: RunFolder,
+        checkpoints: Checkpoints,
+        facts: Mapping[str, Any],
         console: Console,
         plan: EvaluationPlan,
     ):
-        self.config, self.policy, self.model, self.folder = config, policy, model, folder
+        self.config, self.policy, self.model, self.folder = config, policy, model, checkpoints.run
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
-        outputs = [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
-        model.set_logger(Logger(str(folder.path), outputs))
+        self.restored, self.interruption = False, Interruption()
         self.further: list[BaseCallback] = []
+        model.set_logger(run_logger(self.folder))
         self.watched = [SafetyLog()] if config.safety.active else []
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
+        self.warm_up = WarmUp(config.warmup_episodes, self.steps)
         self.evaluation = SteeringEvaluation(
             self.steps,
-            folder,
+            self.folder,
             policy,
             eval_envs,
             plan=plan,
             seed=first_seed(_CURVE, config),
             watch=self.watch,
         )
-        self.warmup = WarmUp(config.warmup_episodes, self.steps)
         self.diagnostics = NoiseDiagnostics(
             config.total_env_steps, lambda: self.steps.env_steps, lambda: self.evaluation.steered().actor
         )
+        self.checkpointing = Checkpointing(
+            checkpoints,
+            facts,
+            {
+                "steps": self.steps,
+                "warm_up": self.warm_up,
+                "evaluation": self.evaluation,
+                "watch": self.watch,
+                "diagnostics": self.diagnostics,
+                **({"safety": self.watched[0]} if self.watched else {}),
+            },
+            steps=self.steps,
+            interval=config.checkpoint_interval,
+            interruption=self.interruption,
+        )
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            DsrlError: when the agent of the checkpoint was set up in another way.
+        """
+        self.folder.keep_rows(checkpoint["rows"])
+        self.checkpointing.init_callback(self.model)
+        fresh = self.checkpointing.restore(checkpoint, first_seed(_TRAIN, self.config))
+        if self.steps.env_steps >= self.steps.budget:
+            raise DsrlError(
+                f"--total-env-steps is {self.steps.budget:,}, and {self.folder.path} has played "
+                f"{self.steps.env_steps:,}"
+            )
+        self.restored = True
+        self.model.set_logger(run_logger(self.folder, self.model))
+        self.console.print(f"going on at {self.steps.env_steps:,} of {self.steps.budget:,} env steps")
+        if fresh:
+            self.console.print(
+                f"the simulator does not repeat itself: the episodes under way in {len(fresh)} of "
+                f"{self.config.n_envs} environments were begun anew, and the run differs from one without a break"
+            )
 
     def learn(self) -> bool:
         """Train until the budget is spent; returns whether it was interrupted."""
-        if note := self.evaluation.plan.note():
-            self.console.print(note)
-        with self.watch:
-            base = self.evaluation.record_base()
-        self.console.print(f"base policy: {base.describe()}")
+        if not self.restored:
+            if note := self.evaluation.plan.note():
+                self.console.print(note)
+            with self.watch:
+                base = self.evaluation.record_base()
+            self.console.print(f"base policy: {base.describe()}")
         interrupted = False
         try:
-            # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
-            self.model.learn(
-                self.config.total_env_steps,
-                callback=[self.steps, self.warmup, self.evaluation, self.diagnostics, *self.watched, *self.further],
-                log_interval=ALGORITHMS[self.config.algo].log_interval,
-            )
+            with self.interruption:
+                # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
+                self.model.learn(
+                    self.config.total_env_steps - self.model.num_timesteps,
+                    callback=[
+                        self.steps,
+                        self.warm_up,
+                        self.evaluation,
+                        self.diagnostics,
+                        *self.watched,
+                        *self.further,
+                        self.checkpointing,
+                    ],
+                    log_interval=ALGORITHMS[self.config.algo].log_interval,
+                    reset_num_timesteps=not self.restored,
+                )
         except KeyboardInterrupt:
             interrupted = True
+            if self.interruption.insisted:
+                raise
         except LossNotFinite as error:
             raise RunFailed(f"{error}; {last_good(self.folder)}") from error
-        except RunFailed:
-            self._save()
-            raise
+        except RunFailed as error:
+            with suppress(RunFailed):
+                self._save()
+            raise RunFailed(f"{error}. {self._how_to_go_on()}") from error
         except Exception as error:
             # Ctrl-C inside of torch.save comes out as the complaint of a zip file that was left half written
-            interrupted = was_interrupted(error)
-            if not interrupted:
-                # a simulator that died must not cost what was learned
-                self._save()
-                raise RunFailed(
-                    f"training stopped: {error}. What was learned so far is in {self.folder.path}"
-                ) from error
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
+            # a simulator that died must not cost what was learned
+            self.checkpointing.rescue()
+            self._save()
+            raise RunFailed(f"training stopped: {error}. {self._how_to_go_on()}") from error
         finally:
             self.steps.stop()
         check_finite(self.model, self.folder)
@@ -206,7 +265,7 @@ class _Run:
                 repeats=self.config.final_repeats,
                 console=self.console,
             )
-            comparison.save(self.folder.path / "comparison.json")
+            comparison.save(self.folder.comparison)
             comparison.print(self.console)
             self.console.print(
                 f"{comparison.verdict()} ({self.steps.env_steps:,} env steps, {self.watch.seconds:.0f} s of training)"
@@ -225,6 +284,10 @@ class _Run:
     def _save(self) -> None:
         with replacing(self.folder.final) as aside:
             self.model.save(aside)
+
+    def _how_to_go_on(self) -> str:
+        path = self.folder.path
+        return f"What was learned so far is in {path}; go on with: dsrl finetune --resume {path}"
 
     def _title(self) -> str:
         return f"{self.folder.path.name}: {self.config.algo} on the noise"
@@ -290,17 +353,22 @@ def _show_demonstrations(
     console.print(f"{len(data)} demonstrations, {len(cut)} decisions, for the critics")
 
 
+def _folder(config: FinetuneConfig, env: EnvSpec) -> RunFolder:
+    """Where the run goes, or is.
+
+    Raises:
+        DsrlError: when there is no room, or no run to go on with.
+    """
+    if config.resume is not None:
+        return RunFolder.open(config.resume)
+    folder = RunFolder((config.run_dir or _default_dir(config, env)).expanduser())
+    folder.check_room(config.overwrite)
+    return folder
+
+
 def _default_dir(config: FinetuneConfig, env: EnvSpec) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / env.id.replace("/", "-") / config.algo / f"{stamp}_seed{config.seed}"
-
-
-def was_interrupted(error: BaseException) -> bool:
-    """Whether an error only followed from Ctrl-C or SIGTERM."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
-        cause = cause.__context__
-    return cause is not None
 
 
 def first_seed(kind: int, config: FinetuneConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,16 @@ class NoiseDiagnostics(BaseCallback):
         self.env_steps, self.actor = env_steps, actor
         self.interval, self._next = max(1, budget // 50), 0
         self._seen: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=_STATES)
+
+    def state(self) -> dict[str, Any]:
+        """What was seen last, and when it looks again."""
+        seen = [np.stack(column) for column in zip(*self._seen, strict=True)]
+        return {"next": self._next, "seen": seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._next = state["next"]
+        self._seen.extend(zip(*state["seen"], strict=True))
 
     def _on_step(self) -> bool:
         model: Any = self.model

@@ -13,7 +13,7 @@ from dsrl.demo_mix import DemoMix
 from dsrl.errors import LossNotFinite
 from dsrl.noise_losses import NoiseLosses
 from dsrl.piloted import PilotedSAC
-from dsrl.replay import SteeringSamples
+from dsrl.samples import SteeringSamples
 from dsrl.sb3_logging import Means
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsrl.critics import Reduction, reduce_q
 from dsrl.noise_policy import NoiseAliasedPolicy
 from dsrl.pools import Decoder, Pool
-from dsrl.replay import SteeringSamples
+from dsrl.samples import SteeringSamples
 
 Targets = Literal["returns", "td"]
 Backup = Literal["max", "mean", "actor"]

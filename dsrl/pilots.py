@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explore"
+
+_STATE = ("successions", "_shown", "_sent", "_turn", "_warming_up", "_flying")
 
 
 class Pilots:
@@ -50,6 +54,17 @@ class Pilots:
         self._warming_up = True
         self._flying: list[str] = []
 
+    def state(self) -> dict[str, Any]:
+        """Results, turns and who is flying, as plain values."""
+        results = {pilot: list(flown) for pilot, flown in self.results.items()}
+        return {"results": results, **{name: getattr(self, name) for name in _STATE}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.results = {pilot: self._deque(pilot, flown) for pilot, flown in state["results"].items()}
+
     @property
     def needed(self) -> int:
         """Episodes of the challenger until it is judged."""
@@ -65,8 +80,7 @@ class Pilots:
     def landed(self, env: int, result: float) -> None:
         """The episode in this environment has ended."""
         pilot = self._flying[env]
-        # the base policy stays as it is: all of its episodes count
-        self.results.setdefault(pilot, deque(maxlen=None if pilot == BASE else self.window)).append(result)
+        self.results.setdefault(pilot, self._deque(pilot)).append(result)
         if self._warming_up:
             self._flying[env] = BASE
             return
@@ -126,3 +140,7 @@ class Pilots:
         self.successions = 0
         del self.results[INCUMBENT]
         return True
+
+    def _deque(self, pilot: str, flown: Iterable[float] = ()) -> deque[float]:
+        # the base policy stays as it is: all of its episodes count
+        return deque(flown, maxlen=None if pilot == BASE else self.window)

@@ -23,6 +23,21 @@ class Pool(NamedTuple):
         """Some of the noises of every observation."""
         return Pool(self.actions[:, which], self.chunks[:, which])
 
+    def of(self, rows: Tensor) -> Pool:
+        """The pools of some of the observations."""
+        return Pool(self.actions[rows], self.chunks[rows])
+
+
+def named(pools: tuple[Pool, Pool]) -> dict[str, Tensor]:
+    """The columns that the pools of an observation and of the next one are kept in."""
+    now, after = pools
+    return {
+        "pool_actions": now.actions,
+        "pool_chunks": now.chunks,
+        "next_pool_actions": after.actions,
+        "next_pool_chunks": after.chunks,
+    }
+
 
 class Decoder:
     """Draws noises of the prior and denoises them.

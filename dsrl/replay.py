@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,33 +12,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from dsrl import credit
 from dsrl.errors import DsrlError
-from dsrl.pools import Pool
+from dsrl.pools import Pool, named
+from dsrl.samples import SteeringSamples
 
-
-class SteeringSamples(NamedTuple):
-    """A batch. The first six fields are those that stock SAC reads."""
-
-    observations: Tensor
-    actions: Tensor
-    """``(B, A)`` noise / bound; zeros where it is not known"""
-    next_observations: Tensor
-    dones: Tensor
-    """``(B, 1)``: 1 where the episode terminated; a time limit is no termination"""
-    rewards: Tensor
-    discounts: Tensor
-    """``(B, 1)``: gamma ** k for a chunk of k env steps"""
-    chunks: Tensor
-    """``(B, Ta * Da)`` as executed"""
-    pool: Pool | None
-    next_pool: Pool | None
-    earned: Tensor
-    """``(B, 1)``: discounted rewards from here to the end of the episode, as far as it has been played"""
-    remaining: Tensor
-    """``(B, 1)``: discount of what comes after that; 0 where the episode terminated, so ``earned`` is the return"""
-    end_observations: Tensor | None = None
-    """``(B, C)``: the last observation so far of each episode, where it was asked for"""
-    end_pool: Pool | None = None
+_BOOKKEEPING = ("discount", "stream", "ended")
+"""columns that no learner reads"""
 
 
 class SteeringReplayBuffer(ReplayBuffer):
@@ -83,7 +63,10 @@ class SteeringReplayBuffer(ReplayBuffer):
         """encoded observations ``(B, C)`` -> noises drawn for each of them, decoded: a :class:`~dsrl.pools.Decoder`"""
         self.rows = 0
         """transitions stored"""
-        self._at = 0
+        self.written = 0
+        """transitions ever stored, also those that were overwritten"""
+        self.streams: list[int] = []
+        """which sequence of decisions each environment continues"""
         self._columns: dict[str, Tensor] = {}
         self._known: Tensor | None = None
         self._latest: tuple[np.ndarray, Pool] | None = None
@@ -120,14 +103,18 @@ class SteeringReplayBuffer(ReplayBuffer):
             "chunk": chunks,
             "noise_known": np.ones(len(infos)),
         }
+        if len(self.streams) != len(infos):
+            self.streams = list(range(len(infos)))
         begun = columns["length"] > 0
+        streams = [self.streams[env] for env in np.flatnonzero(begun)]
         if not begun.all():
-            self._episodes |= {int(stream): [] for stream in np.flatnonzero(~begun & np.asarray(done, bool))}
+            for env in np.flatnonzero(~begun & np.asarray(done, bool)):
+                self.break_off(int(env))
             columns = {name: values[begun] for name, values in columns.items()}
             rows = torch.as_tensor(begun, device=self.device)
-            pools = None if pools is None else (_rows(pools[0], rows), _rows(pools[1], rows))
+            pools = None if pools is None else (pools[0].of(rows), pools[1].of(rows))
         if begun.any():
-            self.extend(np.flatnonzero(begun).tolist(), pools, **columns)
+            self.extend(streams, pools, **columns)
 
     def extend(
         self, streams: Sequence[int], pools: tuple[Pool, Pool] | None = None, *, ended: np.ndarray, **columns: Any
@@ -145,18 +132,19 @@ class SteeringReplayBuffer(ReplayBuffer):
         """
         new = {name: self._tensor(values) for name, values in columns.items()}
         if self.pool_size:
-            new |= _named(pools or (self._decode(new["obs"]), self._decode(new["next_obs"])))
-        discounts = (1 - new["terminated"]) * self._discounts(new["length"])
-        new |= {"earned": new["reward"], "remaining": discounts, "last": torch.zeros_like(discounts)}
+            new |= named(pools or (self._decode(new["obs"]), self._decode(new["next_obs"])))
+        new["discount"] = (1 - new["terminated"]) * self._discounts(new["length"])
+        new |= {"stream": self._tensor(streams), "ended": self._tensor(ended)}
+        new |= credit.fresh(new)
         count = len(streams)
         self._reserve(self.rows + count, new)
-        rows = [(self._at + i) % self.capacity for i in range(count)]
+        rows = [(self.written + i) % self.capacity for i in range(count)]
         where = torch.tensor(rows, device=self.device)
         for name, values in new.items():
             self._columns[name][where] = values
         self._account(rows, streams, ended)
-        self._at = (self._at + count) % self.capacity
-        self.rows = min(self.rows + count, self.capacity)
+        self.written += count
+        self.rows = min(self.written, self.capacity)
         self._known = None
 
     def _account(self, rows: Sequence[int], streams: Sequence[int], ended: np.ndarray) -> None:
@@ -174,10 +162,7 @@ class SteeringReplayBuffer(ReplayBuffer):
         if not earlier:
             return
         before, after = (torch.tensor(index, device=self.device) for index in (earlier, now))
-        column = self._columns
-        column["earned"][before] += column["remaining"][before] * column["reward"][after]
-        column["remaining"][before] *= column["remaining"][after]
-        column["last"][before] = after.to(column["last"])
+        credit.spread(self._columns, before, after)
 
     def pool_for(self, obs: np.ndarray) -> Pool:
         """The pools of the current observations ``(n_envs, C)``; they will be stored with them."""
@@ -200,8 +185,58 @@ class SteeringReplayBuffer(ReplayBuffer):
         # no row twice: its noises and its chunks would be those of different draws
         rows = torch.randint(self.rows, (count,), device=self.device).unique()
         pools = (self._decode(self._columns["obs"][rows]), self._decode(self._columns["next_obs"][rows]))
-        for name, values in _named(pools).items():
+        for name, values in named(pools).items():
             self._columns[name][rows] = values
+
+    # -- keeping ----------------------------------------------------------------------------------------------------
+
+    def record(self, first: int, last: int) -> dict[str, Tensor]:
+        """What was stored as number ``first`` to ``last - 1`` since the beginning, as far as it is still here."""
+        where = torch.arange(first, last, device=self.device) % self.capacity
+        return {name: v[where] for name, v in self._columns.items() if name not in credit.COLUMNS}
+
+    def record_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one row of a record."""
+        obs, action = (self.obs_shape[0],), (self.action_dim,)
+        shapes: dict[str, tuple[int, ...]] = {"obs": obs, "next_obs": obs, "action": action, "chunk": (self.chunk_dim,)}
+        shapes |= dict.fromkeys(("reward", "terminated", "length", "noise_known", *_BOOKKEEPING), ())
+        if self.pool_size:
+            for pool in ("pool", "next_pool"):
+                shapes[f"{pool}_actions"] = (self.pool_size, self.action_dim)
+                shapes[f"{pool}_chunks"] = (self.pool_size, self.chunk_dim)
+        return dict(sorted(shapes.items()))
+
+    def restore(self, written: int, records: Iterable[Mapping[str, Tensor]]) -> None:
+        """Become the buffer that :meth:`record` was called on: ``written``, and the records that are left, in order."""
+        kept = min(written, self.capacity)
+        self._columns, self._episodes, self._known, self._latest = {}, {}, None, None
+        at = written - kept
+        for part in records:
+            new = {name: values.to(self.device) for name, values in part.items()}
+            new |= credit.fresh(new)
+            self._reserve(kept, new)
+            where = torch.arange(at, at + len(new["reward"]), device=self.device) % self.capacity
+            for name, values in new.items():
+                self._columns[name][where] = values
+            at += len(where)
+        self.written, self.rows = written, kept
+        if kept:
+            order = torch.arange(written - kept, written, device=self.device) % self.capacity
+            self._episodes = credit.spread_anew(self._columns, order)
+
+    @property
+    def latest(self) -> tuple[np.ndarray, Pool] | None:
+        """The current observations and their pools, which will be stored with the coming decision."""
+        return self._latest
+
+    @latest.setter
+    def latest(self, value: tuple[np.ndarray, Pool] | None) -> None:
+        self._latest = value
+
+    def break_off(self, env: int) -> None:
+        """What comes next in this environment does not continue what came before."""
+        before, self.streams[env] = self.streams[env], 1 + max([*self.streams, *self._episodes])
+        self._episodes.pop(before, None)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -229,7 +264,7 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     def at(self, rows: Tensor, env: VecNormalize | None = None, *, ends: bool = False) -> SteeringSamples:
         """These transitions."""
-        column = {name: values.index_select(0, rows) for name, values in self._columns.items()}
+        column = {name: v.index_select(0, rows) for name, v in self._columns.items() if name not in _BOOKKEEPING}
         at_end: dict[str, Tensor] = {}
         if ends:
             last = column["last"].long()
@@ -307,29 +342,3 @@ class SteeringReplayBuffer(ReplayBuffer):
 
     def _normal(self, normalize: Callable[[Any], Any], values: Tensor) -> Tensor:
         return torch.as_tensor(normalize(values.cpu().numpy()), dtype=torch.float32, device=self.device)
-
-
-def _named(pools: tuple[Pool, Pool]) -> dict[str, Tensor]:
-    """The columns that two pools are kept in."""
-    now, after = pools
-    return {
-        "pool_actions": now.actions,
-        "pool_chunks": now.chunks,
-        "next_pool_actions": after.actions,
-        "next_pool_chunks": after.chunks,
-    }
-
-
-def join(one: SteeringSamples, other: SteeringSamples) -> SteeringSamples:
-    """Two batches as one."""
-
-    def both(a: Any, b: Any) -> Any:
-        if a is None:
-            return None
-        return Pool(*map(both, a, b)) if isinstance(a, Pool) else torch.cat([a, b])
-
-    return SteeringSamples(*map(both, one, other))
-
-
-def _rows(pool: Pool, rows: Tensor) -> Pool:
-    return Pool(*(values[rows] for values in pool))

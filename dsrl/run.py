@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from dsrl.errors import DsrlError
-from dsrl.files import append_row, append_text, csv_text, read_rows, write_text, writing
+from dsrl.files import append_row, append_text, csv_text, keep_rows, read_rows, table_size, write_text, writing
 from dsrl.provenance import describe_environment
+from dsrl.run_lock import LOCK
 
 EVALUATION_COLUMNS: dict[str, type] = {
     "env_steps": int,
@@ -43,6 +44,8 @@ _OPTIONAL = (
     "learning_curve.png",
     "comparison.json",
     "tb",
+    "state",
+    "resumes.json",
     "comparison_episodes.npz",
     "report.html",
 )
@@ -66,6 +69,8 @@ class RunFolder:
     ``comparison_*.npz``    its episodes one by one, with their first observations
     ``report.html``         what `dsrl report` made of it
     ``tb/``                 the metrics for tensorboard
+    ``state/``              what `dsrl finetune --resume` goes on from
+    ``resumes.json``        when the run was resumed, and what had changed
     ======================  =========================================================
     """
 
@@ -154,6 +159,21 @@ class RunFolder:
         """The picture."""
         return self.path / "learning_curve.png"
 
+    @property
+    def state(self) -> Path:
+        """The folder of what a resumed run goes on from."""
+        return self.path / "state"
+
+    @property
+    def comparison(self) -> Path:
+        """The last comparison; a run that has one is finished."""
+        return self.path / "comparison.json"
+
+    @property
+    def resumes(self) -> Path:
+        """When the run was resumed."""
+        return self.path / "resumes.json"
+
     def read_config(self) -> dict[str, Any]:
         """``config.yaml`` as a plain dict."""
         try:
@@ -200,6 +220,20 @@ class RunFolder:
         """All rows of ``metrics.csv``, without the empty cells."""
         return [{k: float(v) for k, v in row.items() if v} for row in read_rows(self.metrics_path)]
 
+    def count_rows(self) -> dict[str, dict[str, Any]]:
+        """Rows and columns of both tables, for :meth:`keep_rows`."""
+        tables = {"evaluations": self.evaluations_path, "metrics": self.metrics_path}
+        return {name: table_size(path) for name, path in tables.items()}
+
+    def keep_rows(self, counts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Drop the rows, and the columns, that came after :meth:`count_rows`.
+
+        Raises:
+            RunFailed: when a table cannot be written.
+        """
+        keep_rows(self.evaluations_path, **counts["evaluations"])
+        keep_rows(self.metrics_path, **counts["metrics"])
+
     def check_room(self, force: bool) -> None:
         """Whether a run could begin here; nothing is changed.
 
@@ -210,7 +244,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise DsrlError(f"{self.path} is a file; a run needs a folder")
-        found = sorted(entry.name for entry in self.path.iterdir())
+        found = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
         if not found:
             return
         if not force:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -15,6 +18,15 @@ class SafetyLog(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.tally = SafetyTally()
+
+    def state(self) -> dict[str, Any]:
+        """The counts."""
+        return {"counts": dict(self.tally.counts), "slowest": self.tally.slowest}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.tally.counts.update(state["counts"])
+        self.tally.slowest = state["slowest"]
 
     def _on_step(self) -> bool:
         self.tally.add(self.locals["infos"])

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat, filter_excluded_keys
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from dsrl.run import RunFolder
 
@@ -86,6 +88,22 @@ class RunLog:
     def close(self) -> None:
         """Write what is left."""
         self.logger.close()
+
+
+def run_logger(run: RunFolder, going_on: BaseAlgorithm | None = None) -> Logger:
+    """Writes into the tables of a run and for tensorboard.
+
+    ``going_on``, an agent that was restored, keeps what it has not logged yet; what tensorboard was told of later steps
+    is hidden there.
+    """
+    board = TensorBoardOutputFormat(str(run.path / "tb"))
+    logger = Logger(str(run.path), [board, MetricsWriter(run)])
+    if going_on is not None:
+        board.writer.close()
+        board.writer = SummaryWriter(str(run.path / "tb"), purge_step=going_on.num_timesteps + 1)
+        for name in ("name_to_value", "name_to_count", "name_to_excluded"):
+            getattr(logger, name).update(getattr(going_on.logger, name))
+    return logger
 
 
 def _as_float(value: Any) -> float | None:

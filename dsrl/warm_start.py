@@ -40,6 +40,8 @@ class WarmStart:
         self.config, self.policy, self.action_space = config, policy, action_space
         self.path = path = config.warm_start
         self.data = read_demos(path, policy, env)
+        self.agent: NoiseAliasedSAC | None = None
+        self.mix: DemoMix | None = None
         self.model: TrajectoryDiffusion | None = None
         self.settings: Mapping[str, Any] = {}
         if config.synthesize_every is not None:
@@ -53,12 +55,12 @@ class WarmStart:
         """Give the agent the data, beside demonstrations where it has some; returns the number of decisions."""
         budget = self.config.total_env_steps // self.policy.spec.n_action_steps
         mix = DemoMix(self._buffer(model, self.data), "decay", self.config.synthetic_share, budget, model.demos)
-        model.demos = mix
+        self.agent, self.mix, model.demos = model, mix, mix
         return mix.buffer.rows
 
-    def callback(self, steps: EnvSteps, steered: Callable[[], SteeredPolicy]) -> list[BaseCallback]:
-        """What makes the data anew while the agent learns; nothing, when that is not wanted."""
-        return [] if self.model is None else [_Resynthesis(self, steps, steered)]
+    def callback(self, steps: EnvSteps, steered: Callable[[], SteeredPolicy]) -> Resynthesis | None:
+        """What makes the data anew while the agent learns; None, when that is not wanted."""
+        return None if self.model is None else Resynthesis(self, steps, steered)
 
     def renew(self, model: NoiseAliasedSAC, steered: SteeredPolicy, seed: int) -> int:
         """Replace the synthetic decisions by new ones, towards what the agent does now; returns their number."""
@@ -79,7 +81,7 @@ class WarmStart:
         return buffer
 
 
-class _Resynthesis(BaseCallback):
+class Resynthesis(BaseCallback):
     """Makes the synthetic data anew every so many env steps, once something is steered."""
 
     def __init__(self, warm: WarmStart, steps: EnvSteps, steered: Callable[[], SteeredPolicy]):
@@ -88,6 +90,22 @@ class _Resynthesis(BaseCallback):
         self.warm, self.steps, self.steered = warm, steps, steered
         self.every = self._due = warm.config.synthesize_every
         self.times = 0
+
+    def state(self) -> dict[str, Any]:
+        """When it is due, and the data that were made last."""
+        mix = self.warm.mix
+        assert mix is not None
+        made = mix.buffer.record(0, mix.buffer.written) if self.times else None
+        return {"due": self._due, "times": self.times, "made": made}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._due, self.times = state["due"], state["times"]
+        if state["made"] is not None:
+            assert self.warm.mix is not None and self.warm.agent is not None
+            rows = len(state["made"]["reward"])
+            self.warm.mix.buffer = self.warm.agent.new_buffer(rows)
+            self.warm.mix.buffer.restore(rows, [state["made"]])
 
     def _on_step(self) -> bool:
         if self.steps.env_steps < self._due or not getattr(self.model, "_n_updates", 0):

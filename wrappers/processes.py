@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -18,27 +19,36 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from dsrl.errors import DsrlError, SimulatorFailed
 
 _FAILURE = "dsrl/failure"
+_GRACE = 60
+"""seconds that a simulator goes on for its parent after SIGTERM"""
 
 
 class SimulatorProcesses(SubprocVecEnv):
     """A ``SubprocVecEnv`` that raises what a simulator raised, instead of losing the process and its reason.
 
+    Args:
+        env_fns: one for each process.
+        timeout: seconds after which a simulator that does not answer is given up; building it may take longer.
+
     Raises:
         DsrlError: when an environment cannot be built, with its own words.
-        SimulatorFailed: from any call, when a simulator failed or its process died.
+        SimulatorFailed: from any call, when a simulator failed, or its process died or hangs.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]):
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], timeout: float = 300.0):
         # forkserver: a fork of a process that already runs torch threads can dead-lock
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         with _naming_the_dead():
             super().__init__([partial(_make_in_worker, env_fn) for env_fn in env_fns], start_method=method)
+            # before multiprocessing itself asks them to end, and waits; not in a fork of this process
+            Finalize(self, _kill, args=(self.processes,), exitpriority=10)
             failures = [failure for failure in self.get_attr("failure") if failure]
         if failures:
             self.close()
             message, trace, expected = failures[0]
             kind = DsrlError if expected else SimulatorFailed
             raise kind(message) from RuntimeError(f"in the process of a simulator:\n{trace}")
+        self.remotes = tuple(_Patient(remote, index, timeout) for index, remote in enumerate(self.remotes))
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
@@ -65,16 +75,49 @@ class SimulatorProcesses(SubprocVecEnv):
             return super().env_method(method_name, *args, indices=indices, **kwargs)
 
     def close(self) -> None:
-        """End the processes, also those whose neighbours have died."""
+        """End the processes, also those that hang or whose neighbours have died."""
         if self.closed:
             return
         try:
+            if any(remote.gave_up for remote in self.remotes if isinstance(remote, _Patient)):
+                raise TimeoutError
             super().close()
         except (EOFError, OSError):
-            for process in self.processes:
-                process.terminate()
-                process.join()
+            _kill(self.processes)
             self.closed = True
+
+
+class _Patient:
+    """The end of a pipe that waits for an answer so long and no longer."""
+
+    def __init__(self, remote: Any, index: int, timeout: float):
+        self.remote, self.index, self.timeout = remote, index, timeout
+        self.gave_up = False
+
+    def recv(self) -> Any:
+        if not self.remote.poll(self.timeout):
+            self.gave_up = True
+            raise _NoAnswer(self.index, self.timeout)
+        return self.remote.recv()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.remote, name)
+
+
+class _NoAnswer(TimeoutError):
+    def __init__(self, index: int, timeout: float):
+        super().__init__(
+            f"simulator {index} has not answered for {timeout:g} s and is given up; if its steps may take longer, "
+            "raise --simulator-timeout"
+        )
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    """One that hangs does not hear anything else."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 class _ReportFailures(gym.Wrapper):
@@ -109,8 +152,10 @@ class _Stillborn(gym.Env):
 
 
 def _make_in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
-    # Ctrl-C is the parent's, who saves before it closes
+    # Ctrl-C and SIGTERM, which may reach every process of a job, are the parent's, who saves before it closes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
     try:
         return _ReportFailures(env_fn())
     except Exception as error:
@@ -136,6 +181,8 @@ def _raise_failures(infos: Iterable[Mapping[str, Any] | None]) -> None:
 def _naming_the_dead() -> Iterator[None]:
     try:
         yield
+    except _NoAnswer as error:
+        raise SimulatorFailed(str(error)) from error
     except (EOFError, ConnectionError) as error:
         raise SimulatorFailed(
             "the process of a simulator died; what it said last stands above. Without a word it was killed, "

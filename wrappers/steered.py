@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
+from dsrl.wrappers.episodes import OpenEpisodes
 
 
 class Steering:
@@ -59,6 +60,11 @@ class Steering:
         if seed is not None:
             self.rest_seed = seed
             self._rest.manual_seed(seed)
+
+    @property
+    def rest_generator(self) -> torch.Generator:
+        """What the prior rows beside the agent's are drawn from."""
+        return self._rest
 
     def observe(self, obs: np.ndarray) -> np.ndarray:
         """``(B, To, Do)`` -> ``(B, cond_dim)``; remembered for the next :meth:`act`."""
@@ -109,6 +115,8 @@ class SteeredVecEnv(VecEnvWrapper):
     def __init__(self, venv: VecEnv, policy: FrozenPolicy, noise_space: NoiseSpace | None = None):
         self.steering = Steering(policy, noise_space, venv.observation_space, venv.action_space)
         super().__init__(venv, self.steering.observation_space, self.steering.action_space)
+        self.open = OpenEpisodes(venv.num_envs)
+        """the episodes in progress"""
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the environments, and what is drawn from the prior beside the agent's rows."""
@@ -118,7 +126,30 @@ class SteeredVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
-        return self.steering.observe(np.asarray(self.venv.reset()))
+        obs = np.asarray(self.venv.reset())
+        self.open.began(obs, self.venv.reset_infos)
+        return self.steering.observe(obs)
+
+    def reopen(
+        self, episodes: Sequence[Mapping[str, Any]], expected: np.ndarray, seeds: Sequence[int]
+    ) -> tuple[np.ndarray, list[int]]:
+        """Bring fresh environments to where :attr:`open` was recorded, by playing the open episodes again.
+
+        Args:
+            episodes: ``open.state()``.
+            expected: what was observed there, ``(B, cond_dim)``.
+            seeds: of the episodes that are begun where a simulator does not repeat itself.
+
+        Returns:
+            encoded observations ``(B, cond_dim)``, and the environments whose episodes were begun anew.
+        """
+        raw = self.open.play_again(self.venv, episodes)
+        blank = np.zeros(self.venv.observation_space.shape, self.venv.observation_space.dtype)  # type: ignore[arg-type]
+        obs = self.steering.observe(np.stack([blank if found is None else found for found in raw]))
+        others = [i for i, found in enumerate(raw) if found is None or not np.array_equal(obs[i], expected[i])]
+        for index in others:
+            raw[index] = self.open.begin_anew(self.venv, index, seeds[index])
+        return (self.steering.observe(np.stack(raw)) if others else obs), others
 
     def step_async(self, actions: np.ndarray) -> None:
         """Denoise and send the chunks."""
@@ -134,7 +165,9 @@ class SteeredVecEnv(VecEnvWrapper):
             last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
             for info, encoded in zip(ended, last, strict=True):
                 info["terminal_observation"] = encoded
-        return self.steering.observe(np.asarray(obs)), rewards, dones, infos
+        encoded = self.steering.observe(np.asarray(obs))
+        self.open.played(self.steering.chunk, dones, np.asarray(obs), self.venv.reset_infos)
+        return encoded, rewards, dones, infos
 
 
 class SteeredVectorEnv(VectorWrapper):

@@ -66,6 +66,7 @@ def make_vec_env(
     subprocess: bool | None = None,
     safety: SafetyConfig | None = None,
     abort: Callable[[], bool] | None = None,
+    timeout: float = 300.0,
 ) -> VecEnv:
     """``n_envs`` chunked environments as a stable-baselines3 ``VecEnv``, each with starts of its own.
 
@@ -78,6 +79,7 @@ def make_vec_env(
         subprocess: a process per environment; by default for simulators whose steps take milliseconds.
         safety: limits for a robot, see :class:`~dsrl.safety.SafetyConfig`.
         abort: asked after every env step whether the episode is to end, as truncated.
+        timeout: seconds after which a process that does not answer is given up.
     """
     if not callable(env):
         # here, not in a process of its own: an unknown name is an error of the caller's
@@ -88,7 +90,7 @@ def make_vec_env(
         partial(make_chunk_env, env, spec, reward=reward, gamma=gamma, safety=safety, abort=abort)
         for _ in range(n_envs)
     ]
-    venv = SimulatorProcesses(thunks) if subprocess else DummyVecEnv(thunks)
+    venv = SimulatorProcesses(thunks, timeout) if subprocess else DummyVecEnv(thunks)
     if seed is not None:
         venv.seed(seed)
     return venv

@@ -55,6 +55,7 @@ FILES = {
     "comparison.json",
     "comparison_episodes.npz",
     "tb",
+    "state",
 }
 
 

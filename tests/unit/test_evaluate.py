@@ -192,3 +192,25 @@ def test_a_policy_without_spread_is_called_unsteerable():
         hopeless = evaluate(POLICY, envs, episodes=8, seed=0, repeats=4, noise_scale=0.0)
     check = Probe(hopeless, hopeless, hopeless, hopeless, repeats=4, spread=np.zeros(2))
     assert not check.steerable and "little to choose from" in check.verdict()
+
+
+def test_an_evaluation_is_the_same_to_the_bit_for_any_number_of_environments():
+    network = torch.nn.Sequential(torch.nn.Linear(12, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8))
+
+    class Chaotic(ToyPolicy):
+        """Every last bit of its matrix products shows in what it plays."""
+
+        def decode(self, cond, noise):
+            with torch.no_grad():
+                bits = network(torch.cat([cond, noise.flatten(1)], dim=1)).view(torch.int32)
+            return super().decode(cond, noise) + (bits % 97).view(-1, 4, 2) / 500
+
+    results = []
+    for n_envs in (1, 3, 4, 6):
+        envs = make_vec_env(POLICY.spec.env, POLICY.spec, n_envs)
+        results.append(evaluate(Chaotic(), envs, episodes=10, seed=1))
+        envs.close()
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.returns, results[0].returns)
+        np.testing.assert_array_equal(other.lengths, results[0].lengths)
+        np.testing.assert_array_equal(other.jerk, results[0].jerk)

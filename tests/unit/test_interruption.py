@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 
-from dsrl.finetune import was_interrupted
+from dsrl.interruption import was_interrupted
 
 
 class Interrupted(io.BytesIO):

@@ -12,13 +12,15 @@ _LEVELS = {
           provenance statistics critics actor agent_config presets pilots pools transformer plugins vision
           transitions labels chunk_policy training episodes eval_budget
           frames checks safety card plain aggregate start_space report_plots
-          hindsight replay noise_policy trajectory_windows policy_guidance mixed_batches""",
-    1: "edm diffusion guidance values steered noise_losses demo_mix piloted",
+          hindsight replay noise_policy trajectory_windows policy_guidance mixed_batches
+          random_state tree_file run_lock interruption blocks samples credit agent_state""",
+    1: "edm diffusion guidance values steered noise_losses demo_mix piloted replay_log",
     2: "noise_fit awr cfgrl trajectory_diffusion",
     3: "noise_diagnostics noise_aliased agents actor_file anchored goals weighted policy_targets td3bc",
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
           extract extract_config extract_modes labelled guidance_curve trial safety_log push compare_runs film_strip
-          report_data report_page report_sections warm_start synthetic_diagnostics""",
+          report_data report_page report_sections warm_start synthetic_diagnostics checkpoint checkpointing
+          resume""",
     5: "cli commands doctor report synthesize",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}

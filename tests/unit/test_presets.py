@@ -63,7 +63,7 @@ def test_a_preset_without_its_name_says_so():
 def test_a_file_and_a_preset_exclude_each_other(file):
     assert parsed("--config", file).seed == 7 and parsed(f"--config={file}", "--seed", 8).seed == 8
     for flags in (["--config", file, "--preset", "reference"], ["--preset=reference", f"--config={file}"]):
-        with pytest.raises(DsrlError, match="--config and --preset exclude each other"):
+        with pytest.raises(DsrlError, match="--config, --preset and --resume exclude"):
             parsed(*flags)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from dsrl.errors import DsrlError
 from dsrl.pools import Pool
 from dsrl.pretrained.toy import ToyPolicy
-from dsrl.replay import SteeringReplayBuffer, join
+from dsrl.replay import SteeringReplayBuffer
+from dsrl.samples import join
 
 POLICY = ToyPolicy()
 GAMMA, BOUND, COND, NOISE = 0.9, 1.5, 4, 8
