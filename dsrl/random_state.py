@@ -18,7 +18,7 @@ def random_state(spaces: Mapping[str, Space[Any]], generators: Mapping[str, torc
         "python": random.getstate(),
         "numpy": {"name": name, "keys": keys, "position": position, "has_gauss": has_gauss, "gauss": gauss},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "spaces": {key: space.np_random.bit_generator.state for key, space in spaces.items()},
         "generators": {key: generator.get_state() for key, generator in generators.items()},
     }

@@ -213,9 +213,11 @@ def test_an_interruption_writes_a_checkpoint_first(arena, undisturbed, sent):
     run = arena / f"interrupted-{sent}"
     pid = fork(partial(play, run, checkpoint_interval=NEVER))
     wait_until(lambda: len(table(run / "metrics.csv")) >= 1)
+    os.kill(pid, signal.SIGSTOP)  # it shall not be finished before it is interrupted
     with pytest.raises(DsrlError, match=f"being written by process {pid} on"):
         finetune(resumed_config(run), Console(quiet=True))
     os.kill(pid, sent)
+    os.kill(pid, signal.SIGCONT)
     assert outcome(pid) == 130 and f"dsrl finetune --resume {run}" in said(run)
     if sent == signal.SIGINT:
         damage(Checkpoints(RunFolder.open(run)).paths()[-1])
