@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor
 
+from dsrl.errors import SimulatorFailed
 from dsrl.noise import NoiseSpace
 from dsrl.policy import FrozenPolicy
 from dsrl.wrappers.episodes import OpenEpisodes
@@ -166,6 +167,8 @@ class SteeredVecEnv(VecEnvWrapper):
             for info, encoded in zip(ended, last, strict=True):
                 info["terminal_observation"] = encoded
         encoded = self.steering.observe(np.asarray(obs))
+        if not np.isfinite(encoded).all():
+            raise SimulatorFailed("the environment returned an observation that is nan or infinite")
         self.open.played(self.steering.chunk, dones, np.asarray(obs), self.venv.reset_infos)
         return encoded, rewards, dones, infos
 
