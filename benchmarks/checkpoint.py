@@ -2,9 +2,9 @@
 
     python benchmarks/checkpoint.py [--rows 1000000] [--seconds 150]
 
-The buffer is filled with made-up decisions of the toy task; then the agent plays and learns for a while, with
-checkpoints at the default interval, in a process of its own whose memory is watched. At the end the run is restored by
-another process, and its memory is watched too.
+The buffer is filled with made-up decisions of the toy task. Then the agent plays and learns for a while, with
+checkpoints at the default interval, in a process of its own whose memory is watched. At the end another process takes
+the run up again, and its memory is watched too.
 """
 
 from __future__ import annotations

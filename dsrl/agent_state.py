@@ -55,7 +55,7 @@ def restore_agent(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
     Raises:
         DsrlError: when its networks have other shapes.
     """
-    parameters = {name: _numbered(values) for name, values in state["parameters"].items()}
+    parameters: Any = {name: _numbered(values) for name, values in state["parameters"].items()}
     try:
         model.set_parameters(parameters, exact_match=True, device=model.device)
     except (ValueError, RuntimeError, KeyError) as misfit:

@@ -22,8 +22,7 @@ from dsrl.checkpoint import Checkpoints
 from dsrl.checkpointing import Checkpointing
 from dsrl.compare import Comparison, compare, print_probe
 from dsrl.config import FinetuneConfig, to_dict
-from dsrl.demo_mix import DemoMix
-from dsrl.demos import decisions, fill, read_demos, replay_check
+from dsrl.demonstrate import show_demonstrations
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError, LossNotFinite, RunFailed
 from dsrl.eval_budget import EvaluationPlan, plan_evaluations
@@ -36,7 +35,6 @@ from dsrl.noise_diagnostics import NoiseDiagnostics
 from dsrl.plots import learning_curve
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import DEFAULT_CHECKPOINT, load_policy, spelled
-from dsrl.pretrained.hub import local_data
 from dsrl.probe import probe
 from dsrl.resume import run_facts, taken_up
 from dsrl.run import RunFolder
@@ -91,7 +89,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         console.print(f"base policy {spelled(path)} on {env.id}, run folder {folder.path}")
         if isinstance(model, NoiseAliasedSAC) and config.demos is not None:
             assert isinstance(train_envs.action_space, Box)
-            _show_demonstrations(config, model, policy, env, train_envs.action_space, console)
+            show_demonstrations(config, model, policy, env, train_envs.action_space, console)
         warm = None
         if isinstance(model, NoiseAliasedSAC) and config.warm_start is not None:
             assert isinstance(train_envs.action_space, Box)
@@ -155,6 +153,7 @@ class _Run:
             seed=first_seed(_CURVE, config),
             watch=self.watch,
         )
+        self.counters = [self.steps, self.warm_up, self.evaluation]
         self.diagnostics = NoiseDiagnostics(
             config.total_env_steps, lambda: self.steps.env_steps, lambda: self.evaluation.steered().actor
         )
@@ -327,30 +326,6 @@ def _build(config: FinetuneConfig, envs: SteeredVecEnv) -> BaseAlgorithm:
     # stable-baselines3 has just seeded the environments with the seed of the networks
     envs.seed(first_seed(_TRAIN, config))
     return model
-
-
-def _show_demonstrations(
-    config: FinetuneConfig,
-    model: NoiseAliasedSAC,
-    policy: FrozenPolicy,
-    env: EnvSpec,
-    action_space: Box,
-    console: Console,
-) -> None:
-    """Give the agent's critics the demonstrations, once their actions have succeeded again.
-
-    Raises:
-        DsrlError: when they do not fit the policy or the environment, or fail when they are played back.
-    """
-    assert config.demos is not None
-    data = read_demos(local_data(config.demos), policy, env)
-    replay_check(data, env, console=console)
-    cut = decisions(data, policy, discount_inside(config), config.reward, action_space=action_space)
-    buffer = model.new_buffer(len(cut))
-    fill(buffer, cut)
-    budget = config.total_env_steps // policy.spec.n_action_steps
-    model.demos = DemoMix(buffer, config.demo_mix, config.demo_share, budget)
-    console.print(f"{len(data)} demonstrations, {len(cut)} decisions, for the critics")
 
 
 def _folder(config: FinetuneConfig, env: EnvSpec) -> RunFolder:

@@ -156,9 +156,9 @@ def table(path: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in (*timed, "time/iterations")} for row in rows]
 
 
-def check_alike(run: Path, other: Path) -> None:
+def check_alike(run: Path, other: Path, names: tuple[str, ...] = ("evaluations.csv", "metrics.csv")) -> None:
     """The same evaluations, the same log of learning, and not a decision more or less in the replay buffer."""
-    for name in ("evaluations.csv", "metrics.csv"):
+    for name in names:
         assert table(run / name) == table(other / name), name
     assert len(table(run / "evaluations.csv")) >= 3
     logs = [sorted((folder / "state" / "replay").glob("*.rows")) for folder in (run, other)]
@@ -320,7 +320,7 @@ def test_a_finished_run_takes_a_larger_budget_and_other_settings_only_by_force(a
     assert "--gamma was 0.97, is 0.9" in said(run) and (run / "comparison.json").exists()
     assert outcome(fork(partial(play, run, total_env_steps=480))) == 0, said(run)
     assert resumed_config(run) == replace(longer, total_env_steps=480)
-    check_alike(run, undisturbed())
+    check_alike(run, undisturbed(), names=("evaluations.csv",))  # how often the noise is looked at hangs on the budget
     forced = partial(play, run, total_env_steps=500, n_envs=1, force=True)
     assert outcome(fork(forced)) == 0, said(run)
     assert '"--n-envs was 2, is 1"' in (run / "resumes.json").read_text()

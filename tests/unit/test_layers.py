@@ -20,7 +20,7 @@ _LEVELS = {
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
           extract extract_config extract_modes labelled guidance_curve trial safety_log push compare_runs film_strip
           report_data report_page report_sections warm_start synthetic_diagnostics checkpoint checkpointing
-          resume""",
+          resume demonstrate""",
     5: "cli commands doctor report synthesize",
 }
 LEVEL = {f"dsrl.{name}": level for level, names in _LEVELS.items() for name in names.split()}
