@@ -18,13 +18,13 @@ class Faulty(PointReach):
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
-        self.steps = 0
+        self.steps, self.blind = 0, False
 
     def step(self, action: np.ndarray):
         self.steps += 1
         order = Path(os.environ.get(ORDER, "/nowhere"))
-        if self.steps < 120 or not order.is_file():
-            return super().step(action)
+        if self.blind or self.steps < 120 or not order.is_file():
+            return self._seen(*super().step(action))
         fault = order.read_text()
         order.unlink()
         if fault == "dies":
@@ -33,8 +33,12 @@ class Faulty(PointReach):
             time.sleep(3600)
         if fault == "raises":
             raise RuntimeError("the contact solver has diverged")
-        obs, *rest = super().step(action)
-        return (obs * np.float32("nan"), *rest)
+        self.blind = True
+        return self._seen(*super().step(action))
+
+    def _seen(self, obs: np.ndarray, *rest):
+        # to the end: a chunk shows its last observation only
+        return (obs * np.float32("nan") if self.blind else obs, *rest)
 
 
 class Restless(PointReach):
