@@ -108,7 +108,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
         )
         run = _Run(config, policy, model, eval_envs, checkpoints, facts, console, plan)
         if warm is not None and (again := warm.callback(run.steps, run.evaluation.steered)) is not None:
-            run.further = [again]
+            run.beside.append(again)
             run.checkpointing.parts["synthesis"] = again
         if kept is not None:
             run.restore(kept)
@@ -139,7 +139,6 @@ class _Run:
         self.config, self.policy, self.model, self.folder = config, policy, model, checkpoints.run
         self.eval_envs, self.console, self.watch = eval_envs, console, StopWatch()
         self.restored, self.interruption = False, Interruption()
-        self.further: list[BaseCallback] = []
         model.set_logger(run_logger(self.folder))
         self.watched = [SafetyLog()] if config.safety.active else []
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
@@ -157,6 +156,7 @@ class _Run:
         self.diagnostics = NoiseDiagnostics(
             config.total_env_steps, lambda: self.steps.env_steps, lambda: self.evaluation.steered().actor
         )
+        self.beside: list[BaseCallback] = [self.diagnostics, *self.watched]
         self.checkpointing = Checkpointing(
             checkpoints,
             facts,
@@ -210,15 +210,7 @@ class _Run:
                 # a timestep of the agent is at least one env step, so the budget in EnvSteps ends first
                 self.model.learn(
                     self.config.total_env_steps - self.model.num_timesteps,
-                    callback=[
-                        self.steps,
-                        self.warm_up,
-                        self.evaluation,
-                        self.diagnostics,
-                        *self.watched,
-                        *self.further,
-                        self.checkpointing,
-                    ],
+                    callback=[self.steps, self.warm_up, self.evaluation, *self.beside, self.checkpointing],
                     log_interval=ALGORITHMS[self.config.algo].log_interval,
                     reset_num_timesteps=not self.restored,
                 )
