@@ -164,11 +164,11 @@ class SteeredVecEnv(VecEnvWrapper):
         ended = [info for info in infos if "terminal_observation" in info]
         if ended:
             last = self.steering.peek(np.stack([info["terminal_observation"] for info in ended]))
+            _check_finite(last)
             for info, encoded in zip(ended, last, strict=True):
                 info["terminal_observation"] = encoded
         encoded = self.steering.observe(np.asarray(obs))
-        if not np.isfinite(encoded).all():
-            raise SimulatorFailed("the environment returned an observation that is nan or infinite")
+        _check_finite(encoded)
         self.open.played(self.steering.chunk, dones, np.asarray(obs), self.venv.reset_infos)
         return encoded, rewards, dones, infos
 
@@ -237,6 +237,11 @@ class SteeredEnv(gym.Wrapper):
         info = {**info}
         info["chunk"] = self.steering.played(0, info)
         return self.steering.observe(obs[None])[0], reward, terminated, truncated, info
+
+
+def _check_finite(encoded: np.ndarray) -> None:
+    if not np.isfinite(encoded).all():
+        raise SimulatorFailed("the environment returned an observation that is nan or infinite")
 
 
 def check_fit(policy: FrozenPolicy, obs_space: gym.Space, action_space: gym.Space) -> None:
