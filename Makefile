@@ -59,7 +59,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.everything: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e '.[robosuite,metaworld,remote,video,dev]'
+	$(PIP) -e '.[robosuite,metaworld,ogbench,remote,video,dev]'
 	@touch $@
 
 .venv/.demo: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
