@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -21,7 +21,7 @@ class MazeWanderer:
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
-        self._maze: Any = env.unwrapped
+        self._maze = cast(Any, env.unwrapped)
         simulator = self._maze.simulator
         if not hasattr(simulator, "get_oracle_subgoal") or simulator.action_space.shape != (2,):
             raise DsrlError(f"there is no scripted expert for '{self._maze.env_spec.id}'; point mazes have one")
