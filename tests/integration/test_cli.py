@@ -177,7 +177,7 @@ def test_an_agent_that_cannot_be_written_is_a_message(dsrl, toy_checkpoint, tmp_
     run, limit = tmp_path / "run", (20_000, 20_000)
     flags = ["--base-policy", toy_checkpoint, "--run-dir", run, "--total-env-steps", 2000, *LEARN]
     done = dsrl("finetune", *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
-    refused(done, "could not be written", ".zip", code=1)
+    refused(done, "could not be written", f"dsrl finetune --resume {run}", code=1)
     assert table(run)[0]["policy"] == "base" and not list(run.rglob("*.tmp*"))
 
 
