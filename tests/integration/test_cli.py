@@ -114,7 +114,7 @@ def test_an_unknown_command_names_the_nearest(dsrl):
         (["--bound", "nan"], "--bound is nan; it must be positive"),
         (["--gamma", 1.5], "--gamma is 1.5"),
         (["--warmup-episodes", 0], "--warmup-episodes is 0"),
-        (["--na.pool-size", 0], "--na.backup max needs a pool"),
+        (["--na.targets", "td", "--na.pool-size", 0], "--na.backup max needs a pool"),
         (["--preset", "refrence"], "Did you mean 'reference'?"),
         (["--n-envs", 0], "--n-envs is 0"),
     ],
