@@ -1,8 +1,10 @@
 """The report in a real browser, where one is installed: no error, no request, no sideways scrolling."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -33,7 +35,7 @@ class Browser:
             "--remote-debugging-port=0",
             f"--user-data-dir={folder}",
         ]
-        self.process = subprocess.Popen([CHROMIUM, *flags], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([CHROMIUM, *flags], stderr=subprocess.PIPE, text=True, start_new_session=True)
         from websockets.sync.client import connect
 
         line = next(line for line in self.process.stderr if "DevTools listening on" in line)
@@ -69,7 +71,7 @@ class Browser:
 
     def close(self):
         self.stack.close()
-        self.process.kill()
+        os.killpg(self.process.pid, signal.SIGKILL)  # what starts the browser is not the browser
         self.process.wait()
 
 
