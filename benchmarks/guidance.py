@@ -16,6 +16,7 @@ from typing import Any
 import guidance_lift as lift
 import guidance_mazes as mazes
 from guidance_table import markdown
+from mazes import FOLDER as MAZES
 
 from dsrl.errors import DsrlError
 from dsrl.files import csv_text, read_rows, write_text
@@ -107,7 +108,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--episodes", type=int, default=50, help="in a maze, reported, and as many to choose a setting")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark/guidance"))
-    parser.add_argument("--mazes", type=Path, default=mazes.FOLDER, help="recorded data of the mazes")
+    parser.add_argument("--mazes", type=Path, default=MAZES, help="recorded data of the mazes")
     parser.add_argument("--bases", type=Path, default=lift.FOLDER, help="base policy and demos of Lift, see tasks.py")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--table", action="store_true", help="write the table of the CSV, run nothing")
