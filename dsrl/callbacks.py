@@ -125,29 +125,34 @@ class EnvSteps(BaseCallback):
 class WarmUp(BaseCallback):
     """Lets an off-policy agent begin to learn, and to steer, after so many episodes of the base policy.
 
-    It takes half of the budget at most, so that something is left to steer.
+    It goes on, up to three times as long, until there are ``successes`` to learn from, where the environment reports
+    them. It takes half of the budget at most, so that something is left to steer.
     """
 
-    def __init__(self, episodes: int, steps: EnvSteps):
+    def __init__(self, episodes: int, steps: EnvSteps, *, successes: int = 0):
         super().__init__()
-        self.left, self.steps = episodes, steps
+        self.episodes, self.steps, self.successes = episodes, steps, successes
+        self.played, self.succeeded, self.over = 0, 0, False
 
-    def state(self) -> int:
-        """Episodes to come."""
-        return self.left
+    def state(self) -> dict[str, Any]:
+        """How far it is."""
+        return {"played": self.played, "succeeded": self.succeeded, "over": self.over}
 
-    def restore(self, state: int) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.left = state
+        self.played, self.succeeded, self.over = state["played"], state["succeeded"], state["over"]
 
     def _on_step(self) -> bool:
-        if self.left > 0:
-            self.left -= int(np.sum(self.locals["dones"]))
-            if 2 * self.steps.env_steps >= self.steps.budget:
-                self.left = 0
-            if self.left <= 0 and hasattr(self.model, "learning_starts"):
-                # learning begins when the count of decisions is above it, steering when it is no longer below
-                self.model.learning_starts = self.num_timesteps - 1
+        if self.over:
+            return True
+        for env in np.flatnonzero(self.locals["dones"]):
+            self.played += 1
+            self.succeeded += bool(self.locals["infos"][env].get("is_success", True))
+        enough = self.succeeded >= self.successes or self.played >= 3 * self.episodes
+        self.over = (self.played >= self.episodes and enough) or 2 * self.steps.env_steps >= self.steps.budget
+        if self.over and hasattr(self.model, "learning_starts"):
+            # learning begins when the count of decisions is above it, steering when it is no longer below
+            self.model.learning_starts = self.num_timesteps - 1
         return True
 
 

@@ -85,6 +85,8 @@ class FinetuneConfig:
     """budget of training in env steps, warm-up included, evaluation not"""
     warmup_episodes: int = 20
     """first episodes, played by the base policy itself, half of the budget at most (PPO has none)"""
+    warmup_successes: int = 6
+    """the warm-up goes on, up to three times as long, until the base policy has succeeded this often"""
     n_envs: int = 4
     """training environments side by side"""
     steer_guidance: float | None = None

@@ -142,7 +142,7 @@ class _Run:
         model.set_logger(run_logger(self.folder))
         self.watched = [SafetyLog()] if config.safety.active else []
         self.steps = EnvSteps(config.total_env_steps, self.watch, console)
-        self.warm_up = WarmUp(config.warmup_episodes, self.steps)
+        self.warm_up = WarmUp(config.warmup_episodes, self.steps, successes=config.warmup_successes)
         self.evaluation = SteeringEvaluation(
             self.steps,
             self.folder,

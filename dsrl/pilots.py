@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 BASE, INCUMBENT, CHALLENGER, EXPLORE = "base", "incumbent", "challenger", "explore"
+PROOF, FIRST = "proof", "candidates"
+"""The trial that an incumbent was chosen by, and the first incumbent's results while another one is deployed."""
 
 _STATE = ("successions", "_shown", "_sent", "_turn", "_warming_up", "_flying")
 
@@ -19,33 +21,45 @@ class Pilots:
     A challenger, a frozen copy of the averaged actor, flies up to half of the training episodes; the incumbent, which
     is what would be deployed, at least a quarter; the learning actor's own draws a quarter. A challenger succeeds the
     choice among candidates, which costs more per decision, when it has done as well, and another actor when it has done
-    better: with equals, chance would replace a good one sooner or later. One that no longer can is dropped at once.
-    Either way a newer copy is the next. An incumbent that proves worse than the base policy was in the warm-up gives
-    way to the first one again. All of these are episodes that are learned from anyhow, so the comparison costs no env
-    step.
+    better: with equals, chance would replace a good one sooner or later. Either must have beaten the base policy's
+    warm-up beyond chance (:func:`lead`); one that promises to, and has not yet, flies on. One that no longer can is
+    dropped at once. Either way a newer copy is the next. All of these are episodes that are learned from anyhow, so
+    the comparison costs no env step.
+
+    Of many challengers a bad one passes its trial sooner or later, and its trial flatters it. So an actor that flies
+    worse than the base policy *after* its trial gives way to the first incumbent again (:meth:`relapse`).
 
     Failures take longer than successes. So a challenger is judged when all of its episodes have landed, not by the
     first ones that do, and the base policy plays what the warm-up has begun to its end.
 
     The first incumbent is the critics' choice among noises of the prior. Critics of few episodes choose well on most
     seeds and badly on some, so it flies the first episodes after the warm-up, and is not deployed unseen
-    (:meth:`first_is_trusted`); its successor has to be as good as the base policy was in the warm-up too.
+    (:meth:`first_is_trusted`).
 
     Args:
         window: last results of an incumbent that count.
-        trust: results without which an incumbent cannot be beaten.
-        trials: episodes of a challenger, the first time and later: the first incumbent is the choice among candidates,
-            often little better than the base policy.
+        trust: results without which an incumbent cannot be beaten, and does not give way.
+        trials: episodes after which a challenger is judged, the last time for good.
         first: episodes that the first incumbent flies before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
+        confidence: standard errors by which a challenger must lead over the base policy; 1.28 is 90 %, one-sided.
+        doubt: standard errors by which an actor that fell behind the base policy gives way; 0.67 is 75 %.
     """
 
     TURNS = (CHALLENGER, INCUMBENT, CHALLENGER, EXPLORE)
 
     def __init__(
-        self, window: int = 20, trust: int = 2, trials: tuple[int, int] = (6, 10), first: int = 4, enough: int = 40
+        self,
+        window: int = 20,
+        trust: int = 4,
+        trials: tuple[int, ...] = (6, 11, 16),
+        first: int = 4,
+        enough: int = 40,
+        confidence: float = 1.28,
+        doubt: float = 0.67,
     ):
-        self.window, self.trust, self.trials, self.first, self.enough = window, trust, trials, first, enough
+        self.window, self.trust, self.trials = window, trust, trials
+        self.first, self.enough, self.confidence, self.doubt = first, enough, confidence, doubt
         self.results: dict[str, deque[float]] = {}
         self.successions = 0
         self._shown = 0
@@ -67,8 +81,14 @@ class Pilots:
 
     @property
     def needed(self) -> int:
-        """Episodes of the challenger until it is judged."""
-        return self.trials[self.successions > 0]
+        """Episodes of the challenger until it is judged next."""
+        flown = len(self.results.get(CHALLENGER, ()))
+        return next((trial for trial in self._trials if trial > flown), self._trials[-1])
+
+    @property
+    def _trials(self) -> tuple[int, ...]:
+        # the first incumbent is the choice among candidates, often little better than the base policy
+        return self.trials[1:] if self.successions else self.trials
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
         """Who plays in each environment now."""
@@ -102,45 +122,78 @@ class Pilots:
     def verdict(self) -> bool | None:
         """Whether the challenger has done well enough to succeed the incumbent; None while that is open."""
         flown = self.results.get(CHALLENGER, deque())
-        if not flown or len(self.results.get(INCUMBENT, ())) < self.trust:
+        defended = [*self.results.get(PROOF, ()), *self.results.get(INCUMBENT, ())]
+        if not flown or len(defended) < self.trust:
             return None
-        level = self.mean(INCUMBENT)
-        if not self.successions and self.results.get(BASE):
-            level = max(level, self.mean(BASE))
+        level = float(np.mean(defended))
+        enough = np.greater if self.successions else np.greater_equal
+        if len(flown) in self._trials:
+            if not enough(self.mean(CHALLENGER), level):
+                return False
+            if lead(flown, self.results.get(BASE, ())) >= self.confidence:
+                return True
         to_come = self.needed - len(flown)
         best = 1.0 if set(flown) <= {0.0, 1.0} else float("inf")  # an episode's success, or a return
-        enough = np.greater if self.successions else np.greater_equal
         if to_come and enough((sum(flown) + to_come * best) / self.needed, level):
             return None
-        return not to_come and bool(enough(self.mean(CHALLENGER), level))
+        return False
 
     def first_is_trusted(self) -> bool:
         """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""
-        flown = self.results.get(INCUMBENT, ())
-        if self.successions or len(flown) < self.first:
+        if len(self.results.get(INCUMBENT, ())) < self.first:
             return len(self.results.get(BASE, ())) >= self.enough
         return not self.mean(INCUMBENT) < self.mean(BASE)
 
     def next_challenger(self, *, succeeds: bool) -> None:
         """Another challenger begins; the one before is the incumbent now, with its results, if it ``succeeds``."""
         flown = self.results.pop(CHALLENGER)
-        if succeeds:
-            self.successions += 1
-            self.results[INCUMBENT] = deque(flown, maxlen=self.window)
         self._sent = 0
-        # what one has begun and another ends belongs to neither
-        self._flying = [EXPLORE if pilot == CHALLENGER else pilot for pilot in self._flying]
+        self._leave(CHALLENGER)
+        if succeeds:
+            if not self.successions:
+                self.results[FIRST] = self.results[INCUMBENT]
+            self.successions += 1
+            self.results[PROOF], self.results[INCUMBENT] = flown, self._deque(INCUMBENT)
+            self._shown = 0
+            self._leave(INCUMBENT)
 
     def relapse(self) -> bool:
-        """Whether the incumbent has proved worse than the base policy; if so the first one begins anew."""
-        if not self.successions or len(self.results[INCUMBENT]) <= self.trials[1]:
+        """Whether an actor has proved worse than the base policy; if so the first incumbent is the incumbent again."""
+        later = self.results.get(INCUMBENT, ())
+        if not self.successions or len(later) < self.trust:
             return False
-        if not self.mean(INCUMBENT) < self.mean(BASE):
+        if lead(later, self.results.get(BASE, ())) > -self.doubt:
             return False
         self.successions = 0
-        del self.results[INCUMBENT]
+        self.results[INCUMBENT] = self.results.pop(FIRST)
+        del self.results[PROOF]
+        self._leave(INCUMBENT)
         return True
+
+    def _leave(self, leaving: str) -> None:
+        # what one has begun and another ends belongs to neither
+        self._flying = [EXPLORE if pilot == leaving else pilot for pilot in self._flying]
 
     def _deque(self, pilot: str, flown: Iterable[float] = ()) -> deque[float]:
         # the base policy stays as it is: all of its episodes count
         return deque(flown, maxlen=None if pilot == BASE else self.window)
+
+
+def lead(results: Sequence[float], over: Sequence[float]) -> float:
+    """By how many standard errors the mean of ``results`` lies above that of ``over``; infinite over nothing.
+
+    Of successes (0 or 1) by Agresti and Caffo (2000), one success and one failure added to either; else by Welch.
+    """
+    if not len(over):
+        return float("inf")
+    successes = {*results, *over} <= {0.0, 1.0}
+    (mean, variance), (other, other_variance) = (_moments(each, successes) for each in (results, over))
+    return (mean - other) / max((variance + other_variance) ** 0.5, 1e-12)
+
+
+def _moments(results: Sequence[float], successes: bool) -> tuple[float, float]:
+    """Mean, and variance of the mean."""
+    if successes:
+        rate = (sum(results) + 1) / (len(results) + 2)
+        return rate, rate * (1 - rate) / (len(results) + 2)
+    return float(np.mean(results)), float(np.var(results, ddof=min(1, len(results) - 1))) / len(results)

@@ -16,6 +16,7 @@ PRESETS = {
         # the noise is held in [-1, 1] whatever the magnitude
         bound=1.0,
         warmup_episodes=60,
+        warmup_successes=0,
         hidden_dims=(128, 128, 128),
         na=NAConfig(
             batch_size=256,

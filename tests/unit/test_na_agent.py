@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -65,6 +66,7 @@ def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
         model.train(5, 16)  # the actor goes on, these two do not
         assert torch.equal(moments(model, "challenger"), challenger)
         model.pilots.results = {
+            "base": deque([0.0] * 20),
             "incumbent": deque([1.0] * 4),
             "challenger": deque([1.0] * successes + [0.0] * (4 - successes)),
         }
@@ -108,7 +110,12 @@ def test_the_base_policy_acts_again_when_the_actor_proves_worse():
     model = agent()
     model.learn(60)
     model.deployed, model.pilots.successions = "actor", 1
-    model.pilots.results = {"base": deque([0.5]), "incumbent": deque([0.0] * 11)}
+    model.pilots.results = {
+        "base": deque([1.0, 0.0] * 9),
+        "candidates": deque(),
+        "proof": deque([1.0] * 6),
+        "incumbent": deque([0.0] * 5),
+    }
     model.pilots.start(2, warming_up=True)
     finish_episodes(model)
     assert model.deployed == "base"
@@ -244,6 +251,26 @@ def test_the_warm_up_ends_after_its_episodes_or_with_half_of_the_budget(episodes
     model.learn(2000, callback=[steps, WarmUp(episodes, steps), ConvertCallback(watch)])
     over_before, over = sum(ended[:-1]) >= episodes, sum(ended) >= episodes
     assert not over_before and over != (played[-1] * 2 >= budget) and played[-2] * 2 < budget
+
+
+@pytest.mark.parametrize(
+    ("results", "successes", "length"),
+    [
+        ([1, 0, 1, 0, 1], 2, 3),  # its episodes, no less
+        ([0, 0, 0, 1, 1, 0], 2, 5),  # until there is something to learn from
+        ([0] * 12, 2, 9),  # but not for ever
+        ([0] * 12, 0, 3),
+        ([None] * 5, 2, 3),  # an environment that does not know success
+    ],
+)
+def test_the_warm_up_waits_for_successes(results: list[int | None], successes: int, length: int):
+    warm_up = WarmUp(3, EnvSteps(10_000, StopWatch(), Console(quiet=True)), successes=successes)
+    warm_up.model = SimpleNamespace(learning_starts=10**9)  # type: ignore[assignment]
+    for now, result in enumerate(results, start=1):
+        warm_up.num_timesteps = now
+        warm_up.locals = {"dones": np.array([True]), "infos": [{} if result is None else {"is_success": bool(result)}]}
+        warm_up._on_step()
+    assert warm_up.model.learning_starts == length - 1
 
 
 @pytest.mark.parametrize("layout", [{"rows": 1}, {"rows": 2, "rest": "repeat"}, {"basis": 2}])

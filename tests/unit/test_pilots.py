@@ -6,7 +6,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from dsrl.pilots import BASE, CHALLENGER, EXPLORE, INCUMBENT, Pilots
+from dsrl.pilots import BASE, CHALLENGER, EXPLORE, FIRST, INCUMBENT, PROOF, Pilots, lead
 
 
 def fly(pilots: Pilots, result: float = 1.0) -> str:
@@ -85,10 +85,12 @@ def test_only_the_last_results_count_but_all_of_the_base_policy():
     assert pilots.mean(BASE) == 1 / 4 and pilots.mean(INCUMBENT) == 0.0
 
 
-def judged(challenger: list[float], incumbent: list[float], *, successions: int = 0) -> bool | None:
-    pilots = Pilots(trust=2, trials=(3, 5))
+def judged(
+    challenger: list[float], incumbent: list[float], *, base: tuple[float, ...] = (), successions: int = 0
+) -> bool | None:
+    pilots = Pilots(trust=2, trials=(3, 5, 8))
     pilots.successions = successions
-    pilots.results = {CHALLENGER: deque(challenger), INCUMBENT: deque(incumbent)}
+    pilots.results = {CHALLENGER: deque(challenger), INCUMBENT: deque(incumbent), BASE: deque(base)}
     return pilots.verdict()
 
 
@@ -121,28 +123,70 @@ def test_a_challenger_that_cannot_win_any_more_is_dropped_at_once():
     assert judged([0.3], [10.0, 10.0]) is None, "a return has no upper end"
 
 
-@pytest.mark.parametrize("succeeds", [True, False])
-def test_the_next_challenger_begins_with_nothing(succeeds: bool):
+def test_a_lead_over_the_base_policy_that_may_be_chance_takes_more_episodes():
+    base, candidates = (1.0, 0.0) * 10, [1.0, 0.0]
+    assert judged([1.0, 1.0, 1.0], candidates, base=base) is True
+    assert judged([1.0, 1.0, 0.0], candidates, base=base) is None
+    assert judged([1.0, 1.0, 0.0, 1.0, 1.0], candidates, base=base) is None
+    assert judged([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], candidates, base=base) is True
+    assert judged([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], candidates, base=base) is False, "and no more than that"
+
+
+def test_a_bad_actor_seldom_passes_even_where_the_base_policy_was_unlucky():
+    """Its warm-up succeeded 4 times of 24, by chance; the actor succeeds in a fifth of its episodes."""
+    rng, passed = np.random.default_rng(0), []
+    for _ in range(400):
+        pilots = Pilots()
+        pilots.results = {BASE: deque([1.0] * 4 + [0.0] * 20), INCUMBENT: deque([1.0, 0.0, 0.0, 0.0])}
+        while pilots.verdict() is None:
+            pilots.results.setdefault(CHALLENGER, deque()).append(float(rng.random() < 0.2))
+        passed.append(pilots.verdict())
+    assert np.mean(passed) < 0.2
+
+
+def test_lead_counts_standard_errors():
+    assert lead([1.0], []) == math.inf
+    # (3 + 1) / (4 + 2) - (1 + 1) / (4 + 2) over the root of the sum of p (1 - p) / 6
+    assert lead([1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]) == pytest.approx((1 / 3) / math.sqrt(2 * (2 / 9) / 6))
+    # returns: means 4 and 1, variances of the mean 4 / 2 and 0
+    assert lead([2.0, 6.0], [1.0, 1.0]) == pytest.approx(3 / 2)
+    assert lead([2.0, 6.0], [4.0, 4.0]) == 0.0
+
+
+def test_a_challenger_that_fails_leaves_the_incumbent_its_results():
     pilots = after_warm_up()
     for _ in range(6):
         (pilot,) = pilots.start(1, warming_up=False)
         pilots.landed(0, 1.0 if pilot == CHALLENGER else 0.5)
-    pilots.next_challenger(succeeds=succeeds)
-    assert CHALLENGER not in pilots.results and pilots.successions == succeeds
-    assert pilots.mean(INCUMBENT) == (1.0 if succeeds else 0.5)
+    pilots.next_challenger(succeeds=False)
+    assert CHALLENGER not in pilots.results and pilots.successions == 0
+    assert pilots.mean(INCUMBENT) == 0.5
+
+
+def test_a_challenger_that_succeeds_flies_first_and_its_trial_is_kept_apart():
+    pilots = after_warm_up(first=2)
+    for _ in range(8):
+        (pilot,) = pilots.start(1, warming_up=False)
+        pilots.landed(0, 1.0 if pilot == CHALLENGER else 0.5)
+    pilots.next_challenger(succeeds=True)
+    assert CHALLENGER not in pilots.results and pilots.successions == 1
+    assert set(pilots.results[PROOF]) == {1.0} and set(pilots.results[FIRST]) == {0.5}
+    assert not pilots.results[INCUMBENT], "what flatters it is not its record"
+    # the episode under way was the one of whoever it replaces
+    assert [fly(pilots) for _ in range(3)] == [EXPLORE, INCUMBENT, INCUMBENT]
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-def test_what_another_challenger_has_begun_counts_for_nobody(succeeds: bool):
+def test_what_one_has_begun_and_another_ends_counts_for_nobody(succeeds: bool):
     pilots = Pilots(first=0)
     pilots.start(3, warming_up=True)
     pilots.start(3, warming_up=False)
     for env in range(3):
         pilots.landed(env, 0.0)
     assert pilots.start(3, warming_up=False) == [CHALLENGER, INCUMBENT, CHALLENGER]
-    pilots.results[CHALLENGER] = deque([1.0])
+    pilots.results |= {CHALLENGER: deque([1.0]), INCUMBENT: deque([1.0])}
     pilots.next_challenger(succeeds=succeeds)
-    assert pilots.start(3, warming_up=False) == [EXPLORE, INCUMBENT, EXPLORE]
+    assert pilots.start(3, warming_up=False) == [EXPLORE, EXPLORE if succeeds else INCUMBENT, EXPLORE]
 
 
 def test_short_episodes_have_no_advantage():
@@ -166,36 +210,36 @@ def test_short_episodes_have_no_advantage():
 
 
 @pytest.mark.parametrize(
-    ("incumbent", "successions", "relapses"),
+    ("later", "successions", "relapses"),
     [
-        ([0.0] * 2 + [1.0] * 4, 1, False),
-        ([0.0] * 4 + [1.0] * 2, 1, True),
-        ([0.0] * 3 + [1.0] * 3, 1, False),
-        ([0.0] * 5, 1, False),  # no more than it was chosen by
+        ([0.0] * 3, 1, False),  # too few
+        ([0.0] * 4, 1, True),
+        ([0.0] * 5 + [1.0] * 2, 1, True),
+        ([0.0] * 3 + [1.0] * 2, 1, False),
+        ([0.0] * 3 + [1.0] * 4, 1, False),
         ([0.0] * 9, 0, False),  # it is the first one
     ],
 )
-def test_an_actor_that_is_worse_than_the_base_policy_gives_way_again(
-    incumbent: list[float], successions: int, relapses: bool
+def test_an_actor_that_flies_worse_than_the_base_policy_gives_way_again(
+    later: list[float], successions: int, relapses: bool
 ):
-    pilots = Pilots(trust=2, trials=(3, 5))
+    pilots = Pilots()
     pilots.successions = successions
-    pilots.results = {BASE: deque([0.0, 1.0]), INCUMBENT: deque(incumbent), CHALLENGER: deque([0.0] * 5)}
+    pilots.results = {BASE: deque([0.0, 1.0] * 12), INCUMBENT: deque(later)}
+    pilots.results |= {PROOF: deque([1.0] * 6), FIRST: deque([1.0] * 2)}
     assert pilots.relapse() is relapses
     if relapses:
-        assert INCUMBENT not in pilots.results and not pilots.successions
+        assert list(pilots.results[INCUMBENT]) == [1.0] * 2 and not pilots.successions
+        assert FIRST not in pilots.results and PROOF not in pilots.results
 
 
-def test_the_first_actor_must_also_match_the_base_policy():
+def test_the_trial_of_an_incumbent_counts_when_it_is_challenged():
     pilots = Pilots(trust=2, trials=(3, 3))
-    pilots.results = {BASE: deque([1.0, 0.0]), INCUMBENT: deque([0.0] * 3), CHALLENGER: deque([1.0, 0.0, 0.0])}
-    assert pilots.verdict() is False, "better than the candidates, not as good as the base policy"
-    pilots.results[CHALLENGER] = deque([1.0, 1.0, 0.0])
-    assert pilots.verdict() is True
     pilots.successions = 1
-    pilots.results[INCUMBENT] = deque([0.0] * 3)
-    pilots.results[CHALLENGER] = deque([1.0, 0.0, 0.0])
-    assert pilots.verdict() is True, "later ones are compared with what is deployed, which already matched it"
+    pilots.results = {PROOF: deque([1.0] * 3), INCUMBENT: deque([0.0]), CHALLENGER: deque([1.0, 1.0, 0.0])}
+    assert pilots.verdict() is False
+    pilots.results[INCUMBENT].append(0.0)
+    assert pilots.verdict() is True
 
 
 def test_the_critics_of_few_episodes_are_not_trusted_unseen():
