@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from dsrl.algorithms import ALGORITHMS
 from dsrl.callbacks import EnvSteps, SteeringEvaluation, StopWatch, WarmUp
@@ -144,7 +145,7 @@ def train(folder: Path, rows: int, seconds: float, out: Connection) -> None:
 
     with Memory() as memory:
         try:
-            model.learn(10**9, callback=[*callbacks, stop], log_interval=10)
+            model.learn(10**9, callback=[*callbacks, ConvertCallback(stop)], log_interval=10)
         finally:
             callbacks[0].stop()
     wall = time.perf_counter() - begin
