@@ -111,7 +111,7 @@ class Pilots:
         pilot = self.TURNS[self._turn % len(self.TURNS)]
         if pilot == CHALLENGER:
             pilot = CHALLENGER if self._sent < self.needed else INCUMBENT
-            self._sent += 1
+            self._sent += pilot == CHALLENGER
         self._flying[env] = pilot
         self._turn += 1
 

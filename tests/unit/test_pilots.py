@@ -132,6 +132,22 @@ def test_a_lead_over_the_base_policy_that_may_be_chance_takes_more_episodes():
     assert judged([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], candidates, base=base) is False, "and no more than that"
 
 
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_a_challenger_in_doubt_flies_on(n_envs: int):
+    pilots = Pilots(trials=(3, 5, 8), first=2)
+    pilots.start(n_envs, warming_up=True)
+    for now in range(16):
+        pilots.landed(now % n_envs, float(now % 2))
+    flown = []
+    while pilots.verdict() is None:
+        for env, pilot in enumerate(pilots.start(n_envs, warming_up=False)):
+            flown.append(pilot)
+            # two of three, which is no more than the base policy may have
+            pilots.landed(env, float(flown.count(CHALLENGER) % 3 != 1 and pilot == CHALLENGER))
+            assert len(flown) < 100
+    assert len(pilots.results[CHALLENGER]) == 8 and not pilots.verdict()
+
+
 def test_a_bad_actor_seldom_passes_even_where_the_base_policy_was_unlucky():
     """Its warm-up succeeded 4 times of 24, by chance; the actor succeeds in a fifth of its episodes."""
     rng, passed = np.random.default_rng(0), []
