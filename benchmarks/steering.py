@@ -83,8 +83,8 @@ def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:
     """All flags of one run."""
     task, method, seed = key
     budget = PLANS[task].budget(method)
-    # hindsight is a property of the base policy: one run per task measures it
-    repeats = 8 if (method, seed) == ("na", 0) else 1
+    # hindsight and the controls are properties of the base policy: one run per task measures them
+    first = (method, seed) == ("na", 0)
     flags = {
         "base-policy": base_policy(TASKS[task], bases),
         "run-dir": run_dir,
@@ -94,12 +94,13 @@ def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:
         "eval-interval": budget.eval_interval,
         "eval-episodes": 50,
         "final-episodes": 100,
-        "final-repeats": repeats,
+        "final-repeats": 8 if first else 1,
         "probe-episodes": 0,
         "device": "cpu",  # CPU seconds are compared
     }
     named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    return [*named, "--overwrite", *method_flags(method, task, bases)]
+    controls = "--final-controls" if first else "--no-final-controls"
+    return [*named, controls, "--overwrite", *method_flags(method, task, bases)]
 
 
 def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:

@@ -37,6 +37,8 @@ class Comparison:
     """as it acts best: an actor's mean, or the best of a few noises by its critics"""
     sampled: Evaluation | None
     """the same actor with its own noise"""
+    trained: int | None = None
+    """env steps of training, where a run has ended with it"""
 
     @property
     def base_success(self) -> np.ndarray:
@@ -103,6 +105,7 @@ class Comparison:
             "seed": self.base.seed,
             "repeats": self.repeats,
             "env_steps": self.env_steps,
+            "trained_env_steps": self.trained,
             "rows": self.rows(),
         }
         if self.steered is not None:
@@ -144,6 +147,7 @@ def compare(
     episodes: int,
     seed: int,
     repeats: int = 1,
+    controls: bool = True,
     console: Console | None = None,
 ) -> Comparison:
     """Play the initial states ``seed, seed + 1, ...`` with every policy.
@@ -155,6 +159,7 @@ def compare(
         episodes: number of initial states.
         seed: of the first one.
         repeats: noise seeds of the base policy per state, for best-of-N in hindsight.
+        controls: whether zero noise, half the noise, and the actor with its own noise play too.
         console: shows progress.
     """
 
@@ -173,10 +178,10 @@ def compare(
     return Comparison(
         base=score(base, "base", repeats=repeats),
         repeats=repeats,
-        controls=(score(base, "zero noise", 0.0), score(base, "half the noise", 0.5)),
+        controls=(score(base, "zero noise", 0.0), score(base, "half the noise", 0.5)) if controls else (),
         steered=None if steered is None else score(steered, "steered", steered.acting_scale),
         # where it is drawn anyhow, there is nothing else to draw
-        sampled=None if steered is None or steered.acting_scale else score(steered, "steered, sampled"),
+        sampled=score(steered, "steered, sampled") if controls and steered and not steered.acting_scale else None,
     )
 
 

@@ -127,6 +127,8 @@ class FinetuneConfig:
     """episodes of the last comparison, on starts that were used for nothing else"""
     final_repeats: int = 8
     """noise seeds of the base policy per final episode, for best-of-N in hindsight"""
+    final_controls: bool = True
+    """the last comparison also plays zero noise, half the noise, and the actor with its own noise"""
     probe_episodes: int = 16
     """initial states of the steerability check before training; 0 leaves it out"""
     n_eval_envs: int = 4

@@ -254,8 +254,10 @@ class _Run:
                 episodes=self.config.final_episodes,
                 seed=first_seed(_FINAL, self.config),
                 repeats=self.config.final_repeats,
+                controls=self.config.final_controls,
                 console=self.console,
             )
+            comparison = replace(comparison, trained=trained)
             comparison.save(self.folder.comparison)
             comparison.print(self.console)
             self.console.print(

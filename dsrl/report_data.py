@@ -58,6 +58,8 @@ class Run:
     @property
     def trained(self) -> int:
         """Env steps, as far as they were recorded."""
+        if final := (self.comparison or {}).get("trained_env_steps"):
+            return int(final)
         counted = [row["time/env_steps"] for row in self.metrics if "time/env_steps" in row]
         return int(max([row["env_steps"] for row in self.evaluations] + counted, default=0))
 

@@ -20,6 +20,7 @@ from dsrl.errors import DsrlError
 from dsrl.evaluate import evaluate, evaluate_in_env
 from dsrl.finetune import finetune
 from dsrl.pretrained import load_policy, save_policy
+from dsrl.report_data import read_run
 from dsrl.run import RunFolder
 from dsrl.wrappers import make_vec_env
 
@@ -147,9 +148,12 @@ def test_the_noise_aliased_agent_is_scored_before_it_steers_and_leaves_the_same_
 
 def test_a_warm_up_as_long_as_the_budget_leaves_half_of_it_to_steer(toy_policy, tmp_path):
     checkpoint = save_policy(toy_policy, tmp_path / "toy.pt")
-    finetune(short(checkpoint, tmp_path / "run", algo="na", warmup_episodes=500), QUIET)
+    finetune(short(checkpoint, tmp_path / "run", algo="na", warmup_episodes=500, final_controls=False), QUIET)
     steps = [int(row["env_steps"]) for row in rows(tmp_path / "run")]
     assert steps[0] == 0 and 300 <= steps[1] < 350 and steps[-1] >= 600
+    final = json.loads(RunFolder.open(tmp_path / "run").comparison.read_text())
+    assert len(final["rows"]) == 3 and [row["policy"] for row in final["rows"]][::2] == ["base, N(0, I)", "steered"]
+    assert final["trained_env_steps"] >= 600 and read_run(tmp_path / "run", "").trained == final["trained_env_steps"]
 
 
 def test_the_run_folder_is_complete(sac_run, base_copy):
