@@ -22,6 +22,8 @@ class NAConfig:
     """transitions per gradient step"""
     n_critics: int = 4
     """networks of the ensemble on chunks, 2 to 10"""
+    critic_dropout: float = 0.1
+    """share of their hidden numbers that a gradient step leaves out, so that they do not learn few episodes by heart"""
     critic_reduction: Literal["min", "mean", "subset"] = "mean"
     """of that ensemble, in targets; subset: the smaller of two random members. Candidates are rated by the minimum"""
     tau: float = 0.005
@@ -92,6 +94,8 @@ class NAConfig:
                 raise DsrlError(f"--na.{name.replace('_', '-')} is {getattr(self, name)}; it is a number, 0 for none")
         if not 0 < self.tau <= 1:
             raise DsrlError(f"--na.tau is {self.tau}; it is a share in (0, 1]")
+        if not 0 <= self.critic_dropout < 1:
+            raise DsrlError(f"--na.critic-dropout is {self.critic_dropout}; it is a share in [0, 1)")
         if not 0 <= self.average_decay < 1:
             raise DsrlError(f"--na.average-decay is {self.average_decay}; with 1 nothing is ever learned")
         _number_or_auto(self, "na", "ent_coef")

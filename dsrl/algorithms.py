@@ -73,6 +73,7 @@ def build_na(config: FinetuneConfig, env: VecEnv, chunk_steps: int, **common: An
             "net_arch": list(config.hidden_dims),
             "actor": na.actor,
             "n_critics": na.n_critics,
+            "critic_dropout": na.critic_dropout,
             "n_noise_critics": na.n_critics if na.distill_per_head else 2,
             "activation": na.activation,
             "actor_layer_norm": na.actor_layer_norm,

@@ -46,7 +46,7 @@ class NoiseLosses:
 
     def critic(self, batch: SteeringSamples, target: Tensor) -> tuple[Tensor, Tensor]:
         """Q_A towards the targets ``(B,)``; beside the loss the mean value."""
-        q = self.policy.critic(batch.observations, batch.chunks)
+        q = self.policy.critic(batch.observations, batch.chunks, dropout=True)
         error = q - target.clamp(*self.target_range)
         return 0.5 * error.square().mean(dim=1).sum(), q.detach().mean()
 

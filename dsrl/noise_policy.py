@@ -30,6 +30,7 @@ class NoiseAliasedPolicy(SACPolicy):
             Gaussian in ``[-bound, bound]``, which at ``bound = 1.5`` starts near the prior.
         n_critics: members of the ensemble on chunks.
         n_noise_critics: members of the ensemble on noise.
+        critic_dropout: share of the hidden numbers of the critics on chunks that a gradient step leaves out.
         activation: of all networks.
         actor_layer_norm: a LayerNorm in the actor too, as published.
     """
@@ -49,6 +50,7 @@ class NoiseAliasedPolicy(SACPolicy):
         actor: ActorKind = "gaussian",
         n_critics: int = 4,
         n_noise_critics: int = 2,
+        critic_dropout: float = 0.1,
         activation: str = "silu",
         actor_layer_norm: bool = False,
         use_sde: bool = False,
@@ -57,7 +59,7 @@ class NoiseAliasedPolicy(SACPolicy):
             raise ValueError("generalised state-dependent exploration is not part of noise-aliased SAC")
         self.hidden_dims, self.chunk_dim, self.activation = tuple(net_arch), chunk_dim, activation
         self.actor_kind, self.actor_layer_norm = actor, actor_layer_norm
-        self.n_noise_critics = n_noise_critics
+        self.n_noise_critics, self.critic_dropout = n_noise_critics, critic_dropout
         super().__init__(observation_space, action_space, lr_schedule, list(net_arch), n_critics=n_critics)
         # the actor speaks in noise; stable-baselines3 must not scale what it says
         self._squash_output = False
@@ -90,7 +92,9 @@ class NoiseAliasedPolicy(SACPolicy):
         self.average_actor, self.challenger, self.deployed_actor = (
             deepcopy(self.actor).requires_grad_(False) for _ in range(3)
         )
-        self.critic = CriticEnsemble(cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation)
+        self.critic = CriticEnsemble(
+            cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation, self.critic_dropout
+        )
         self.critic_target = deepcopy(self.critic).requires_grad_(False)
         self.noise_critic = CriticEnsemble(cond_dim, noise_dim, self.hidden_dims, self.n_noise_critics, self.activation)
         for network in (self.actor, self.critic, self.noise_critic):
@@ -143,6 +147,7 @@ class NoiseAliasedPolicy(SACPolicy):
             "actor": self.actor_kind,
             "n_critics": self.critic_kwargs["n_critics"],
             "n_noise_critics": self.n_noise_critics,
+            "critic_dropout": self.critic_dropout,
             "activation": self.activation,
             "actor_layer_norm": self.actor_layer_norm,
         }

@@ -21,6 +21,7 @@ PRESETS = {
         na=NAConfig(
             batch_size=256,
             n_critics=2,
+            critic_dropout=0.0,
             critic_reduction="min",
             # 20 gradient steps for a decision of each of four environments, then 10 distillation steps
             updates_per_chunk=5.0,

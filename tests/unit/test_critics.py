@@ -67,6 +67,15 @@ def test_the_members_begin_differently_and_the_config_rebuilds_the_ensemble():
     assert torch.equal(again(CONDS, NOISES), values)
 
 
+def test_dropout_is_for_gradient_steps():
+    whole = make()
+    sparse = CriticEnsemble(**{**whole.config, "dropout": 0.2})
+    sparse.load_state_dict(whole.state_dict())
+    assert not torch.equal(sparse(CONDS, NOISES, dropout=True), sparse(CONDS, NOISES, dropout=True))
+    assert torch.equal(sparse(CONDS, NOISES), whole(CONDS, NOISES)), "not where something is rated"
+    assert torch.equal(whole(CONDS, NOISES, dropout=True), whole(CONDS, NOISES))
+
+
 def test_an_ensemble_becomes_one_number_in_three_ways():
     q = torch.randn(10, 4, 5)
     assert torch.equal(reduce_q(q, "min"), q.min(dim=0).values)
