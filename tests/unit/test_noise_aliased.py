@@ -137,7 +137,9 @@ def test_no_target_falls_below_what_an_episode_that_terminated_has_earned():
 
 def test_targets_are_clamped_to_what_the_reward_can_give(played: NoiseAliasedSAC, monkeypatch):
     losses = replace(played.losses, target_range=(0.2, 0.3))
-    monkeypatch.setattr(played.critic, "forward", lambda cond, chunks: torch.zeros(3, len(cond), requires_grad=True))
+    monkeypatch.setattr(
+        played.critic, "forward", lambda cond, chunks, **_: torch.zeros(3, len(cond), requires_grad=True)
+    )
     for targets in (torch.linspace(-1, 2, 64), torch.zeros(64), torch.ones(64)):
         loss, _ = losses.critic(batch_of(played), targets)
         # of three critics that say 0: half the squared target each
