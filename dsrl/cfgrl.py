@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrl.chunk_policy import read_config
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.guidance import Branch, Guidance, GuidedSampler, Weight
 from dsrl.policy import Obs
+from dsrl.wrapped import WrappedPolicy
 
 Policy = TypeVar("Policy", bound="Guided")
 
@@ -21,7 +22,7 @@ LABEL_DIM = 2
 """of a label: ``(1, 0)`` is a bad action, ``(0, 1)`` a good one, and ``(0, 0)`` says nothing"""
 
 
-class Guided(nn.Module):
+class Guided(WrappedPolicy[DiffusionPolicy | FlowPolicy]):
     """What guided policies share, whatever their two branches are: a weight, and the contract of a policy.
 
     Args:
@@ -34,9 +35,7 @@ class Guided(nn.Module):
     """whether its loss has a use for chunks that are bad for certain"""
 
     def __init__(self, base: DiffusionPolicy | FlowPolicy, guidance: Guidance):
-        super().__init__()
-        self.base = base
-        self.spec = base.spec
+        super().__init__(base)
         self.guidance = guidance
         self.sampler = _sampler(base, guidance)
 
@@ -44,20 +43,6 @@ class Guided(nn.Module):
     def from_config(cls: type[Policy], config: Mapping[str, Any], base: DiffusionPolicy | FlowPolicy) -> Policy:
         """Around ``base``, from what :meth:`config_dict` gave."""
         return cls(base, read_config(Guidance, config["guidance"]))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.base.device
-
-    @property
-    def cond_dim(self) -> int:
-        """Length of the normalised, flattened observation history; what else a network is told is no part of it."""
-        return self.base.cond_dim
-
-    def encode(self, obs: Obs) -> Tensor:
-        """``(B, To, Do)`` or a dict, environment units -> ``(B, cond_dim)``."""
-        return self.base.encode(obs)
 
     def check_shapes(self, cond: Tensor, noise: Tensor) -> None:
         """Of what :meth:`decode` is given.

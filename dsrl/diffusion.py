@@ -72,7 +72,42 @@ class FlowConfig(ChunkConfig):
     """numbers that the network is told beside every observation"""
 
 
-class DiffusionPolicy(ChunkPolicy):
+class DenoisingPolicy(ChunkPolicy):
+    """A chunk policy whose network learns to undo noise; subclasses say which noise, and what the network predicts."""
+
+    def corrupt(
+        self, x0: Tensor, noise: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chunks and noise ``(B, Tp, Da)``, normalised -> noisy chunks, times ``(B,)`` and what is to be predicted."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        obs: Obs,
+        chunk: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        label: Tensor | None = None,
+        weight: Tensor | None = None,
+        denoiser: DenoiserCall | None = None,
+    ) -> Tensor:
+        """Mean squared error of the prediction at random noise levels.
+
+        Args:
+            obs: ``(B, To, Do)`` in environment units.
+            chunk: ``(B, Tp, Da)`` in environment units.
+            generator: on the policy's device.
+            label: ``(B, label_dim)``, what the network is told.
+            weight: ``(B,)`` of each row in the mean.
+            denoiser: ``(x, t, cond)`` to train instead of the policy's own.
+        """
+        cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        noisy, time, target = self.corrupt(x0, noise, generator)
+        return weighted_error((denoiser or self.denoiser)(noisy, time, self.tell(cond, label)), target, weight)
+
+
+class DiffusionPolicy(DenoisingPolicy):
     """Denoising diffusion over action chunks (arXiv 2303.04137), sampled by DDIM with eta 0.
 
     Args:
@@ -97,28 +132,10 @@ class DiffusionPolicy(ChunkPolicy):
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(DiffusionConfig, config))
 
-    def loss(
-        self,
-        obs: Obs,
-        chunk: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        label: Tensor | None = None,
-        weight: Tensor | None = None,
-        denoiser: DenoiserCall | None = None,
-    ) -> Tensor:
-        """Mean squared error of the prediction at random noise levels.
-
-        Args:
-            obs: ``(B, To, Do)`` in environment units.
-            chunk: ``(B, Tp, Da)`` in environment units.
-            generator: on the policy's device.
-            label: ``(B, label_dim)``, what the network is told.
-            weight: ``(B,)`` of each row in the mean.
-            denoiser: ``(x, t, cond)`` to train instead of the policy's own.
-        """
-        cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    def corrupt(
+        self, x0: Tensor, noise: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """At random steps, where the target is what ``prediction_type`` says."""
         t = torch.randint(self.config.train_steps, (len(x0),), generator=generator, device=x0.device)
         noisy = self.train_scheduler.add_noise(x0, noise, t)
         target = {
@@ -126,10 +143,10 @@ class DiffusionPolicy(ChunkPolicy):
             "sample": lambda: x0,
             "v_prediction": lambda: self.train_scheduler.get_velocity(x0, noise, t),
         }[self.config.prediction_type]()
-        return weighted_error((denoiser or self.denoiser)(noisy, t, self.tell(cond, label)), target, weight)
+        return noisy, t, target
 
 
-class FlowPolicy(ChunkPolicy):
+class FlowPolicy(DenoisingPolicy):
     """Rectified flow over action chunks (arXiv 2209.03003), sampled by Euler steps from sigma 1 to 0.
 
     Args:
@@ -150,24 +167,13 @@ class FlowPolicy(ChunkPolicy):
         """Without weights, from what :meth:`config_dict` gave."""
         return cls(spec, read_config(FlowConfig, config))
 
-    def loss(
-        self,
-        obs: Obs,
-        chunk: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        label: Tensor | None = None,
-        weight: Tensor | None = None,
-        denoiser: DenoiserCall | None = None,
-    ) -> Tensor:
-        """Mean squared error of the velocity; arguments as in :meth:`DiffusionPolicy.loss`."""
-        cond, x0 = self.condition(obs), self.action_normalizer.normalize(chunk)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    def corrupt(
+        self, x0: Tensor, noise: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """At random sigma, where the target is the velocity."""
         sigma = torch.rand(len(x0), 1, 1, generator=generator, device=x0.device, dtype=x0.dtype)
         # x_sigma = (1 - sigma) x0 + sigma noise, so dx/dsigma = noise - x0
-        told, time = self.tell(cond, label), sigma.flatten() * self.config.train_steps
-        prediction = (denoiser or self.denoiser)(torch.lerp(x0, noise, sigma), time, told)
-        return weighted_error(prediction, noise - x0, weight)
+        return torch.lerp(x0, noise, sigma), sigma.flatten() * self.config.train_steps, noise - x0
 
 
 def ddim_scheduler(config: DiffusionConfig) -> DDIMScheduler:

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrl.actor import NoiseActor
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.noise import NoiseSpace
-from dsrl.policy import FrozenPolicy, Obs, PolicySpec
+from dsrl.policy import FrozenPolicy
+from dsrl.wrapped import WrappedPolicy
 
 
-class SteeredPolicy(nn.Module):
+class SteeredPolicy(WrappedPolicy[FrozenPolicy]):
     """``decode(cond, (eps, rest)) = base.decode(cond, noise_space.to_noise(actor(cond, eps), rest))``.
 
     Being a :class:`~dsrl.policy.FrozenPolicy`, it can be evaluated, saved, and steered in turn; its noise ``eps`` is
@@ -34,8 +35,7 @@ class SteeredPolicy(nn.Module):
     """of the noise, when it acts as well as it can: zeros are the mean of the actor"""
 
     def __init__(self, base: FrozenPolicy, actor: NoiseActor):
-        super().__init__()
-        self.base = base
+        super().__init__(base)
         self.actor = actor
         self.noise_space = space = NoiseSpace(
             base.spec.noise_shape, actor.config["bound"], **actor.config.get("noise", {})
@@ -45,21 +45,7 @@ class SteeredPolicy(nn.Module):
                 f"the actor chooses {actor.config['action_dim']} numbers, its noise space has {space.size} "
                 f"({space.describe()}, of {space.noise_shape})"
             )
-        self.spec: PolicySpec = replace(base.spec, noise_shape=(space.size + space.rest_size,), sha256="")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base policy is."""
-        return self.base.device
-
-    @property
-    def cond_dim(self) -> int:
-        """That of the base policy: the actor sees what the base sees."""
-        return self.base.cond_dim
-
-    def encode(self, obs: Obs) -> Tensor:
-        """The base policy's encoding."""
-        return self.base.encode(obs)
+        self.spec = replace(base.spec, noise_shape=(space.size + space.rest_size,), sha256="")
 
     @torch.no_grad()
     def decode(self, cond: Tensor, noise: Tensor) -> Tensor:
@@ -72,10 +58,6 @@ class SteeredPolicy(nn.Module):
         space = self.noise_space
         eps, rest = noise.split([space.size, space.rest_size], dim=-1)
         return self.base.decode(cond, space.to_noise(self.actor(cond, eps), rest))
-
-    def sample(self, obs: Obs, noise: Tensor) -> Tensor:
-        """``decode(encode(obs), noise)``."""
-        return self.decode(self.encode(obs), noise)
 
     def predict(
         self, obs: np.ndarray, deterministic: bool = True, generator: torch.Generator | None = None

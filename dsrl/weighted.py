@@ -7,18 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsrl.cfgrl import Guided
 from dsrl.guidance import check_weight
-from dsrl.policy import Obs
+from dsrl.wrapped import WrappedPolicy
 
 REACH = 1.5
 """of the number that says the weight: -1.5 and less are weight 0, which is the reference; 1.5 and more the largest one.
 Every agent's box holds them"""
 
 
-class WeightedPolicy(nn.Module):
+class WeightedPolicy(WrappedPolicy[Guided]):
     """A guided policy with one number more in its noise, which chooses the guidance weight of every decision.
 
     Zero is the policy's own weight, and the weight is linear on both sides of it. So noise of ``N(0, I)``, the base
@@ -32,27 +32,13 @@ class WeightedPolicy(nn.Module):
     kind = "weighted"
 
     def __init__(self, base: Guided, max_weight: float):
-        super().__init__()
+        super().__init__(base)
         own = base.guidance.weight
         if check_weight(max_weight, "the largest weight") < own:
             raise ValueError(f"the largest weight is {max_weight:g}, less than the policy's own, {own:g}")
-        self.base, self.max_weight = base, float(max_weight)
+        self.max_weight = float(max_weight)
         self.size = math.prod(base.spec.noise_shape)
         self.spec = replace(base.spec, noise_shape=(self.size + 1,), sha256="")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.base.device
-
-    @property
-    def cond_dim(self) -> int:
-        """That of the guided policy."""
-        return self.base.cond_dim
-
-    def encode(self, obs: Obs) -> Tensor:
-        """The guided policy's encoding."""
-        return self.base.encode(obs)
 
     def weight(self, chosen: Tensor) -> Tensor:
         """``(B,)`` -> guidance weights ``(B,)`` in ``[0, max_weight]``."""
@@ -70,10 +56,6 @@ class WeightedPolicy(nn.Module):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, this policy denoises {self.spec.noise_shape} each")
         inner = noise[:, : self.size].unflatten(1, self.base.spec.noise_shape)
         return self.base.decode(cond, inner, self.weight(noise[:, -1].to(cond)))
-
-    def sample(self, obs: Obs, noise: Tensor) -> Tensor:
-        """``decode(encode(obs), noise)``."""
-        return self.decode(self.encode(obs), noise)
 
     def config_dict(self) -> dict[str, Any]:
         """What rebuilds this policy beside its weights."""
