@@ -79,12 +79,10 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
     return ["--algo", method]
 
 
-def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:
-    """All flags of one run."""
+def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]:
+    """All flags of one run; with ``controls`` it also plays what needs no learning."""
     task, method, seed = key
     budget = PLANS[task].budget(method)
-    # hindsight and the controls are properties of the base policy: one run per task measures them
-    first = (method, seed) == ("na", 0)
     flags = {
         "base-policy": base_policy(TASKS[task], bases),
         "run-dir": run_dir,
@@ -94,13 +92,13 @@ def run_flags(key: Key, run_dir: Path, bases: Path) -> list[str]:
         "eval-interval": budget.eval_interval,
         "eval-episodes": 50,
         "final-episodes": 100,
-        "final-repeats": 8 if first else 1,
+        "final-repeats": 8 if controls else 1,
         "probe-episodes": 0,
         "device": "cpu",  # CPU seconds are compared
     }
     named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    controls = "--final-controls" if first else "--no-final-controls"
-    return [*named, controls, "--overwrite", *method_flags(method, task, bases)]
+    others = "--final-controls" if controls else "--no-final-controls"
+    return [*named, others, "--overwrite", *method_flags(method, task, bases)]
 
 
 def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:
@@ -162,11 +160,13 @@ def run_all(keys: Sequence[Key], results: Results, bases: Path, jobs: int, extra
     children = Children()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = {}
+            futures, known = {}, results.controls()
             for key in keys:
                 run_dir = results.run_dir(key)
+                # they are properties of the base policy: one run per task measures them
+                controls = key[1:] == ("na", 0) and key[0] not in known
                 # base policies and demonstrations are made here, one after another: two runs may share them
-                command = [dsrl, "finetune", *run_flags(key, run_dir, bases), *extra]
+                command = [dsrl, "finetune", *run_flags(key, run_dir, bases, controls), *extra]
                 futures[pool.submit(children.run, command, run_dir.with_suffix(".log"))] = key
             for done, future in enumerate(as_completed(futures), 1):
                 key, status = futures[future], future.result()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from steering_table import level_of, markdown
+from steering_table import CONTROLS, level_of, markdown
 
 from dsrl.files import csv_text, read_rows, replacing, write_text
 from dsrl.plots import median_curve
@@ -68,22 +68,42 @@ class Results:
         """The runs that the CSV files hold whole."""
         return {_key(row) for row in read_rows(self.final_path)}
 
+    def controls(self) -> set[str]:
+        """The tasks whose base policy was played without learning, seed 0, in all ways."""
+        _, final = self.read()
+        known = {(row["task"], row["policy"]) for row in final if (row["method"], row["seed"]) == ("na", "0")}
+        return {task for task, _ in known if all((task, policy) in known for policy in CONTROLS)}
+
     def read(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         """Curves and comparisons, as text."""
         return read_rows(self.curves_path), read_rows(self.final_path)
 
     def collect(self) -> None:
-        """Merge the runs that are finished here; rows of runs whose folders are elsewhere stay what they were."""
+        """Merge the runs that are finished here; rows of runs whose folders are elsewhere stay what they were.
+
+        So does what needs no learning, where a run did not measure it again for the same base policy.
+        """
         found = {}
         for path in self.runs.glob("*/*/seed*/comparison.json"):
             task, method, seed = path.parts[-4:-1]
             found[(task, method, int(seed.removeprefix("seed")))] = path.parent
         if not found:
             return
-        curves, final = ([row for row in rows if _key(row) not in found] for rows in self.read())
+        old_curves, old_final = self.read()
+        curves: list[Row] = [row for row in old_curves if _key(row) not in found]
+        final: list[Row] = [row for row in old_final if _key(row) not in found]
         for key, folder in found.items():
             curves += _curve(key, folder)
-            final += _comparison(key, folder)
+            new = _comparison(key, folder)
+            measured = {row["policy"] for row in new}
+            final += new
+            final += [
+                row
+                for row in old_final
+                if _key(row) == key
+                and row["policy"] in set(CONTROLS) - measured
+                and row["base_sha256"] == new[0]["base_sha256"]
+            ]
         _write(self.curves_path, CURVE_COLUMNS, curves)
         _write(self.final_path, FINAL_COLUMNS, final)
 

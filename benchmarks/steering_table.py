@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 LEVEL = 0.9
 REFERENCE = "reference"
 _HINDSIGHT = "best of 8 noises, in hindsight"
-_CONTROLS = ("base, N(0, I)", "zero noise", "half the noise", _HINDSIGHT)
+CONTROLS = ("base, N(0, I)", "zero noise", "half the noise", _HINDSIGHT)
 _TASKS = ("lift", "can", "pick-place", "hand-insert", "hammer")
 _METHODS = ("na", "na-exact", "na-demos", "sac", "ppo", REFERENCE)
 
@@ -144,7 +144,7 @@ def _base_table(table: Mapping[str, Mapping[str, Sequence[Seed]]], final: Sequen
     for task in table:
         seed0 = [row for row in final if row["task"] == task and int(row["seed"]) == 0]
         rates = {row["policy"]: float(row["success_rate"]) for row in seed0}
-        cells = [f"{rates[name]:.0%}" if name in rates else "–" for name in _CONTROLS]
+        cells = [f"{rates[name]:.0%}" if name in rates else "–" for name in CONTROLS]
         lines.append([task, *cells, f"{level_of(task, final):.0%}"])
     return _table(["task", "base", "zero noise", "half the noise", "best of 8, in hindsight", "level"], lines)
 

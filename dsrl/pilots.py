@@ -42,7 +42,7 @@ class Pilots:
         trials: episodes after which a challenger is judged, the last time for good.
         first: episodes that the first incumbent flies before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
-        confidence: standard errors by which a challenger must lead over the base policy; 1.28 is 90 %, one-sided.
+        confidence: standard errors by which a challenger must lead over the base policy; one is 84 %, one-sided.
         doubt: standard errors by which an actor that fell behind the base policy gives way; 0.67 is 75 %.
     """
 
@@ -55,7 +55,7 @@ class Pilots:
         trials: tuple[int, ...] = (6, 11, 16),
         first: int = 4,
         enough: int = 40,
-        confidence: float = 1.28,
+        confidence: float = 1.0,
         doubt: float = 0.67,
     ):
         self.window, self.trust, self.trials = window, trust, trials

@@ -127,9 +127,9 @@ def test_a_lead_over_the_base_policy_that_may_be_chance_takes_more_episodes():
     base, candidates = (1.0, 0.0) * 10, [1.0, 0.0]
     assert judged([1.0, 1.0, 1.0], candidates, base=base) is True
     assert judged([1.0, 1.0, 0.0], candidates, base=base) is None
-    assert judged([1.0, 1.0, 0.0, 1.0, 1.0], candidates, base=base) is None
-    assert judged([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], candidates, base=base) is True
-    assert judged([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], candidates, base=base) is False, "and no more than that"
+    assert judged([1.0, 1.0, 0.0, 1.0, 0.0], candidates, base=base) is None
+    assert judged([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], candidates, base=base) is True
+    assert judged([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0], candidates, base=base) is False, "and no more than that"
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])
@@ -137,7 +137,7 @@ def test_a_challenger_in_doubt_flies_on(n_envs: int):
     pilots = Pilots(trials=(3, 5, 8), first=2)
     pilots.start(n_envs, warming_up=True)
     for now in range(16):
-        pilots.landed(now % n_envs, float(now % 2))
+        pilots.landed(now % n_envs, float(now % 4 > 0))
     flown = []
     while pilots.verdict() is None:
         for env, pilot in enumerate(pilots.start(n_envs, warming_up=False)):
@@ -157,7 +157,7 @@ def test_a_bad_actor_seldom_passes_even_where_the_base_policy_was_unlucky():
         while pilots.verdict() is None:
             pilots.results.setdefault(CHALLENGER, deque()).append(float(rng.random() < 0.2))
         passed.append(pilots.verdict())
-    assert np.mean(passed) < 0.2
+    assert np.mean(passed) < 0.25
 
 
 def test_lead_counts_standard_errors():

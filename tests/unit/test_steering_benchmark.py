@@ -69,21 +69,37 @@ def test_seed_0_of_everything_comes_first(steering):
     assert "ppo" not in {method for task, method, _ in steering.planned(steering.PLANS, None, None) if task != "lift"}
 
 
-def write_run(folder, rate):
-    folder.mkdir(parents=True)
+def write_run(folder, rate, controls=()):
+    folder.mkdir(parents=True, exist_ok=True)
     header = "env_steps,policy,deterministic,episodes,success_rate,success_low,success_high,mean_length,wall_seconds\n"
     rows = f"0,base,False,50,0.4,0.3,0.5,30,0.0\n1000,steered,True,50,{rate},0.8,1.0,30,5.0\n"
     (folder / "evaluations.csv").write_text(header + rows)
     (folder / "base_policy.json").write_text(json.dumps({"sha256": "12e4" * 16}))
     (folder / "environment.json").write_text(json.dumps({"git": None}))
     row = {"episodes": 100, "success_rate": rate, "success_low": 0.8, "success_high": 1.0, "held_rate": 1.0}
-    rows = [{**row, "policy": policy, "mean_length": 30.0} for policy in ("base, N(0, I)", "steered")]
+    rows = [{**row, "policy": policy, "mean_length": 30.0} for policy in ("base, N(0, I)", *controls, "steered")]
     (folder / "comparison.json").write_text(json.dumps({"rows": rows}))
 
 
 def test_our_own_method_runs_with_its_defaults(steering, tmp_path):
     assert steering.method_flags("na", "lift", tmp_path) == ["--algo", "na"]
     assert steering.method_flags("sac", "lift", tmp_path) != ["--algo", "sac"]
+
+
+def test_what_needs_no_learning_is_measured_once(steering, tmp_path, monkeypatch):
+    monkeypatch.setattr(steering, "base_policy", lambda *_: "policy.pt")
+    controls = ("zero noise", "half the noise", "best of 8 noises, in hindsight")
+    results = steering.Results(tmp_path / "runs", tmp_path / "results")
+    write_run(tmp_path / "runs" / "can" / "na" / "seed0", 0.7, controls)
+    results.collect()
+    assert results.controls() == {"can"}
+    write_run(tmp_path / "runs" / "can" / "na" / "seed0", 0.9)
+    results.collect()
+    assert results.controls() == {"can"}
+    rates = {row["policy"]: row["success_rate"] for row in results.read()[1]}
+    assert rates == {"base, N(0, I)": "0.9", "steered": "0.9", **dict.fromkeys(controls, "0.7")}
+    flags = [steering.run_flags(("can", "sac", 0), tmp_path, tmp_path, controls) for controls in (True, False)]
+    assert [("8" in each, "--final-controls" in each) for each in flags] == [(True, True), (False, False)]
 
 
 def test_results_outlive_their_run_folders(steering, tmp_path):
