@@ -7,6 +7,7 @@ import torch
 from specimens import inputs
 
 from dsrl.policy import FrozenPolicy
+from dsrl.pretrained import describe, load_policy, save_policy
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ROUNDING = 2e-5
@@ -101,3 +102,21 @@ class FrozenPolicyContract:
         obs[3, -1, index] = float("nan")
         with pytest.raises(ValueError, match=rf"observation '{key}'\[{index}\] is nan \(row 3, step {last}\)"):
             policy.sample(obs, noise)
+
+
+class SavedPolicyContract(FrozenPolicyContract):
+    """Of policies in our own format."""
+
+    def test_it_works_where_it_is_moved(self, policy, given):
+        check_a_move(policy, *given)
+
+    def test_save_and_load_change_nothing(self, policy, given, tmp_path):
+        obs, noise = given
+        loaded = load_policy(save_policy(policy, tmp_path / "ckpt.pt"), device="cpu")
+        assert torch.equal(policy.sample(obs, noise), loaded.sample(obs, noise))
+        assert loaded.kind == policy.kind and loaded.config_dict() == policy.config_dict()
+        assert loaded.spec.noise_shape == policy.spec.noise_shape
+        assert list(loaded.spec.obs_shapes.items()) == list(policy.spec.obs_shapes.items())
+        assert len(loaded.spec.sha256) == 64
+        rows = dict(describe(tmp_path / "ckpt.pt"))
+        assert rows["kind"] == policy.kind and "parameters" in rows["network"]
