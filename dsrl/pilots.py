@@ -21,10 +21,10 @@ class Pilots:
     A challenger, a frozen copy of the averaged actor, flies up to half of the training episodes; the incumbent, which
     is what would be deployed, at least a quarter; the learning actor's own draws a quarter. A challenger succeeds the
     choice among candidates, which costs more per decision, when it has done as well, and another actor when it has done
-    better: with equals, chance would replace a good one sooner or later. Either must have beaten the base policy's
-    warm-up beyond chance (:func:`lead`); one that promises to, and has not yet, flies on. One that no longer can is
-    dropped at once. Either way a newer copy is the next. All of these are episodes that are learned from anyhow, so
-    the comparison costs no env step.
+    better, after few episodes only beyond chance: with equals, chance would replace a good one sooner or later. Either
+    must have beaten the base policy's warm-up beyond chance (:func:`lead`); one that promises to, and has not yet,
+    flies on. One that no longer can is dropped at once. Either way a newer copy is the next. All of these are episodes
+    that are learned from anyhow, so the comparison costs no env step.
 
     Of many challengers a bad one passes its trial sooner or later, and its trial flatters it. So an actor that flies
     worse than the base policy *after* its trial gives way to the first incumbent again (:meth:`relapse`).
@@ -83,12 +83,7 @@ class Pilots:
     def needed(self) -> int:
         """Episodes of the challenger until it is judged next."""
         flown = len(self.results.get(CHALLENGER, ()))
-        return next((trial for trial in self._trials if trial > flown), self._trials[-1])
-
-    @property
-    def _trials(self) -> tuple[int, ...]:
-        # the first incumbent is the choice among candidates, often little better than the base policy
-        return self.trials[1:] if self.successions else self.trials
+        return next((trial for trial in self.trials if trial > flown), self.trials[-1])
 
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
         """Who plays in each environment now."""
@@ -127,10 +122,13 @@ class Pilots:
             return None
         level = float(np.mean(defended))
         enough = np.greater if self.successions else np.greater_equal
-        if len(flown) in self._trials:
+        if len(flown) in self.trials:
             if not enough(self.mean(CHALLENGER), level):
                 return False
-            if lead(flown, self.results.get(BASE, ())) >= self.confidence:
+            # few episodes replace an actor only where they leave little doubt
+            early = self.successions and len(flown) == self.trials[0]
+            rivals = [self.results.get(BASE, ()), *([defended] if early else [])]
+            if all(lead(flown, rival) >= self.confidence for rival in rivals):
                 return True
         to_come = self.needed - len(flown)
         best = 1.0 if set(flown) <= {0.0, 1.0} else float("inf")  # an episode's success, or a return

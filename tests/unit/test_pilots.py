@@ -101,9 +101,11 @@ def test_nobody_is_judged_before_both_have_flown_enough():
     assert judged([1.0] * 3, [0.0] * 2) is True
 
 
-def test_who_follows_an_actor_must_fly_more():
-    assert judged([1.0] * 4, [0.0] * 2, successions=1) is None
-    assert judged([1.0] * 5, [0.0] * 2, successions=1) is True
+def test_few_episodes_replace_an_actor_beyond_chance_only():
+    assert judged([1.0] * 3, [0.0] * 4, successions=1) is True
+    assert judged([1.0] * 3, [0.0, 1.0, 1.0], successions=1) is None
+    assert judged([1.0] * 5, [0.0, 1.0, 1.0], successions=1) is True
+    assert judged([1.0, 1.0, 0.0], [0.0, 1.0, 1.0], successions=1) is False, "as good is not good enough"
 
 
 @pytest.mark.parametrize(("results", "verdict"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
@@ -250,7 +252,7 @@ def test_an_actor_that_flies_worse_than_the_base_policy_gives_way_again(
 
 
 def test_the_trial_of_an_incumbent_counts_when_it_is_challenged():
-    pilots = Pilots(trust=2, trials=(3, 3))
+    pilots = Pilots(trust=2, trials=(2, 3))
     pilots.successions = 1
     pilots.results = {PROOF: deque([1.0] * 3), INCUMBENT: deque([0.0]), CHALLENGER: deque([1.0, 1.0, 0.0])}
     assert pilots.verdict() is False
