@@ -244,7 +244,8 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise DsrlError(f"{self.path} is a file; a run needs a folder")
-        found = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        names = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        found = [name for name in names if not (name.startswith(".") and ".tmp" in name)]  # of a write that was killed
         if not found:
             return
         if not force:

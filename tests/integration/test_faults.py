@@ -51,6 +51,7 @@ def settings(run: Path, **changes) -> FinetuneConfig:
         run_dir=run,
         total_env_steps=480,
         warmup_episodes=4,
+        warmup_successes=0,
         n_envs=2,
         n_eval_envs=2,
         eval_interval=150,
