@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, SupportsFloat
 
@@ -48,7 +49,8 @@ class SimulatorProcesses(SubprocVecEnv):
             message, trace, expected = failures[0]
             kind = DsrlError if expected else SimulatorFailed
             raise kind(message) from RuntimeError(f"in the process of a simulator:\n{trace}")
-        self.remotes = tuple(_Patient(remote, index, timeout) for index, remote in enumerate(self.remotes))
+        ends = zip(self.remotes, self.processes, strict=True)
+        self.remotes = tuple(_Patient(*end, index, timeout) for index, end in enumerate(ends))
 
     def reset(self) -> VecEnvObs:
         """Reset all environments."""
@@ -88,16 +90,19 @@ class SimulatorProcesses(SubprocVecEnv):
 
 
 class _Patient:
-    """The end of a pipe that waits for an answer so long and no longer."""
+    """The end of a pipe that waits for an answer so long and no longer, and not for the dead."""
 
-    def __init__(self, remote: Any, index: int, timeout: float):
-        self.remote, self.index, self.timeout = remote, index, timeout
+    def __init__(self, remote: Any, process: Any, index: int, timeout: float):
+        self.remote, self.process, self.index, self.timeout = remote, process, index, timeout
         self.gave_up = False
 
     def recv(self) -> Any:
-        if not self.remote.poll(self.timeout):
+        # a forked neighbour holds the pipe open too, so that its end alone does not tell that a process died
+        if not wait([self.remote, self.process.sentinel], self.timeout):
             self.gave_up = True
             raise _NoAnswer(self.index, self.timeout)
+        if not self.remote.poll():
+            raise EOFError
         return self.remote.recv()
 
     def __getattr__(self, name: str) -> Any:

@@ -203,6 +203,8 @@ def test_kills_at_random_moments_change_nothing(arena, undisturbed, algo, kills)
                 os.kill(pid, signal.SIGKILL)
                 code = None if outcome(pid) == -signal.SIGKILL else 71
                 done, inside = done + 1, inside + writing[0]
+                if (run / "comparison.json").exists():  # killed when all was done
+                    code = 0
         assert code == 0, said(run)
         check_alike(run, expected)
         shutil.rmtree(run)
@@ -270,7 +272,7 @@ def test_what_breaks_costs_nothing_that_was_learned(arena, undisturbed, fault, m
         os.environ[faulty_env.ORDER] = str(order)
         if fault in ("dies", "hangs"):
             use_processes()
-        return play(run, checkpoint_interval=NEVER, simulator_timeout=300.0 if fault == "dies" else 20.0)
+        return play(run, checkpoint_interval=NEVER, simulator_timeout=20.0)
 
     assert outcome(fork(broken)) == 1, said(run)
     assert message in said(run), said(run)
