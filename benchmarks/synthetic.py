@@ -98,17 +98,22 @@ def draw(model: Any, count: int, seed: int, to: Any = None, guidance: PolicyGuid
 
 SETTINGS = {
     "unguided": PolicyGuidance(0.0),
-    **{f"normalised {w:g}": PolicyGuidance(w) for w in (0.1, 0.3, 1.0, 3.0)},
-    "normalised 1 at the noisy window": PolicyGuidance(1.0, at_denoised=False),
-    **{f"plain {w:g}": PolicyGuidance(w, normalize=False) for w in (0.001, 0.003, 0.01, 0.03)},
-    "plain 0.003 at the noisy window": PolicyGuidance(0.003, normalize=False, at_denoised=False),
+    **{f"noise {w:g}": PolicyGuidance(w) for w in (1.0, 2.0, 3.0, 4.0, 6.0, 10.0)},
+    "noise 3 at the noisy window": PolicyGuidance(3.0, at_denoised=False),
+    **{f"cosine {w:g}": PolicyGuidance(w, "cosine") for w in (0.1, 0.3, 1.0, 3.0)},
+    "cosine 0.3 at the noisy window": PolicyGuidance(0.3, "cosine", at_denoised=False),
+    **{f"plain cosine {w:g}": PolicyGuidance(w, "cosine", normalize=False) for w in (0.001, 0.003, 0.01)},
 }
+
+
+FITS = 4
+"""of a critic, per data set"""
 
 
 def point_model(seed: int) -> tuple[Any, Windows]:
     data = record(30, seed)
     windows = cut_windows(data, LENGTH)
-    return trained("point", data, windows, Training(2_500, seed=seed)), windows
+    return trained("point", data, windows, Training(10_000, seed=seed)), windows
 
 
 def mechanism(seeds: list[int]) -> None:
@@ -137,7 +142,7 @@ def _facts(windows: Windows, scales: Any) -> dict[str, float]:
 def fqe(seeds: list[int]) -> None:
     """Error of the critic of a target policy, where its value is known by roll-outs."""
     table = Table("fqe", ("seed", "data"))
-    chosen = ("normalised 0.3", "normalised 1", "normalised 3", "plain 0.003")
+    chosen = ("noise 3", "noise 6", "cosine 0.3", "cosine 1")
     for seed in seeds:
         missing = [name for name in ("real", "unguided", *chosen) if not table.has(seed, name)]
         if not missing:
@@ -147,15 +152,15 @@ def fqe(seeds: list[int]) -> None:
         for name in missing:
             parts = [windows]
             if name != "real":
-                parts.append(draw(model, 1_024, 100 + seed, target(), SETTINGS[name]))
+                parts.append(draw(model, 4_096, 100 + seed, target(), SETTINGS[name]))
             errors = []
-            for fit in range(2):
+            for fit in range(FITS):
                 critic = fitted_q(parts, 4_000, seed=10 * seed + fit)
                 with torch.no_grad():
                     errors.append(critic(truth.state, truth.action)[0] - truth.value)
             error = torch.stack(errors)
             values = {"rmse": float(error.square().mean(dim=1).sqrt().mean()), "bias": float(error.mean())}
-            table.add(seed, name, **values, truth_std=float(truth.value.std()), fits=2)
+            table.add(seed, name, **values, truth_std=float(truth.value.std()), fits=FITS)
 
 
 # -- offline agents on MuJoCo -----------------------------------------------------------------------------------------
@@ -245,9 +250,7 @@ def throughput(seeds: list[int]) -> None:
         counts = (batch, batch)  # the first one warms up
         for count in counts:
             began = clock()
-            made = model.sample(
-                count, generator, _on(device) if guided else None, PolicyGuidance(1.0), batch_size=batch
-            )
+            made = model.sample(count, generator, _on(device) if guided else None, PolicyGuidance(), batch_size=batch)
             made.obs.cpu()
             seconds = clock() - began
         table.add(device, preset, batch, guided, transitions_per_second=batch * LENGTH / seconds, seconds=seconds)
@@ -275,7 +278,7 @@ def na(seeds: list[int]) -> None:
     if not demos.exists():
         _dsrl("collect", "--env", "robosuite/Lift", "--out", demos, "--episodes", 40, "--physics-timestep", 0.005,
               "--max-episode-steps", 80)  # fmt: skip
-    for name, weight in (("unguided", 0.0), ("guided", 0.3)):
+    for name, weight in (("unguided", 0.0), ("guided", PolicyGuidance().weight)):
         out = folder / f"{name}.hdf5"
         if not out.exists():
             _dsrl("synthesize", "--dataset", demos, "--policy", base, "--out", out, "--guidance.weight", weight)

@@ -1,15 +1,19 @@
 """Policy guidance (arXiv 2404.06356): trajectories are denoised while their actions drift to what a policy would do.
 
 ``p(trajectory) * prod_t pi(a_t | s_t)^weight`` is what it aims at: the data, tilted towards the policy, not the own
-trajectories of the policy. The drift is added as it is, not times the noise level, so it is exact nowhere, means
-nothing while the noise is large, and decides at the end. A weight that is too large leaves the data.
+trajectories of the policy. A weight that is too large leaves the data.
+
+By default the drift of a step is in proportion to the noise that the step removes, so all noise levels move the result
+alike, and what the model can still put right, states for one, follows the actions. The paper's schedule hardly looks at
+the noise: a drift means nothing while there is much of it, and most where nothing follows any more.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +25,13 @@ from dsrl.errors import DsrlError
 class PolicyGuidance:
     """How strongly, and where."""
 
-    weight: float = 0.3
+    weight: float = 3.0
     """0 is no guidance. What is too much depends on how far the policy is from the data: compare dynamics_mse with that
-    of unguided windows"""
+    of unguided windows. 0.3 is about the same for the cosine schedule"""
+    schedule: Literal["noise", "cosine"] = "noise"
+    """``noise``: in proportion to the noise that a step removes; ``cosine``: that of the paper"""
     cosine: float = 0.3
-    """of the bump in the schedule"""
+    """of the bump in the schedule of the paper"""
     normalize: bool = True
     """divide the gradient by its norm over the whole window, so that the weight means the same for every policy. The
     paper leaves that off, and its weight is in units of the gradient"""
@@ -40,10 +46,21 @@ class PolicyGuidance:
                 "negative one would make what the policy never does"
             )
 
-    def weight_at(self, step: int, n_steps: int) -> float:
-        """``weight * (1 - k / n + cosine * sin(pi (k + 1) / n))`` before step ``k`` of ``n``; 0 before the last."""
+    def weight_at(self, step: int, sigmas: Sequence[float]) -> float:
+        """Of the gradient before step ``k`` of ``n``; 0 before the last.
+
+        ``noise``: ``weight * (sigma_k - sigma_{k+1})``;
+        ``cosine``: ``weight * (1 - k / n + cosine * sin(pi (k + 1) / n))``.
+
+        Args:
+            step: ``k``, from 0.
+            sigmas: noise levels of the ``n`` steps, and the 0 behind them.
+        """
+        n_steps = len(sigmas) - 1
         if step >= n_steps - 1:
             return 0.0
+        if self.schedule == "noise":
+            return self.weight * (sigmas[step] - sigmas[step + 1])
         return self.weight * (1 - step / n_steps + self.cosine * math.sin(math.pi * (step + 1) / n_steps))
 
 

@@ -146,11 +146,11 @@ class TrajectoryDiffusion(nn.Module):
     ) -> Guide | None:
         if target is None or guidance is None or guidance.weight == 0:
             return None
-        settled, n_steps, sigmas = target.drawn(size, generator), self.config.edm.sampling_steps, self.edm.sigmas
+        settled, sigmas = target.drawn(size, generator), self.edm.sigmas
 
         def guide(step: int, x: Tensor, estimate: Tensor) -> Tensor:
             gradient = self.policy_gradient(estimate if guidance.at_denoised else x, settled, sigmas[step])
-            return drift(x, gradient, guidance.weight_at(step, n_steps), guidance.normalize)
+            return drift(x, gradient, guidance.weight_at(step, sigmas), guidance.normalize)
 
         return guide
 

@@ -54,6 +54,8 @@ def guided_mean(target, guidance, sigmas, start=0.0):
     for k, (sigma, after) in enumerate(pairwise(sigmas)):
         if 0 < k < N - 1:
             bump = 1 - k / N + guidance.cosine * math.sin(math.pi * (k + 1) / N)
+            if guidance.schedule == "noise":
+                bump = sigma - after
             x += guidance.weight * bump * (target - (estimate if guidance.at_denoised else x))
         slope = (x - x / (1 + sigma**2)) / sigma
         ahead = x + (after - sigma) * slope
@@ -64,11 +66,13 @@ def guided_mean(target, guidance, sigmas, start=0.0):
     return x
 
 
-def test_the_schedule_is_that_of_the_paper_and_ends_in_zero():
-    guidance = PolicyGuidance(weight=2.0, cosine=0.3)
-    weights = [guidance.weight_at(k, 4) for k in range(4)]
+def test_the_schedules_are_that_of_the_paper_and_the_steps_of_the_noise_and_end_in_zero():
+    sigmas = [80.0, 8.0, 1.0, 0.1, 0.0]
     half = math.sin(math.pi / 4)
-    assert weights == pytest.approx([2 * (1 + 0.3 * half), 2 * (0.75 + 0.3), 2 * (0.5 + 0.3 * half), 0.0])
+    paper = PolicyGuidance(2.0, "cosine", cosine=0.3)
+    expected = [2 * (1 + 0.3 * half), 2 * (0.75 + 0.3), 2 * (0.5 + 0.3 * half), 0.0]
+    assert [paper.weight_at(k, sigmas) for k in range(4)] == pytest.approx(expected)
+    assert [PolicyGuidance(0.5).weight_at(k, sigmas) for k in range(4)] == pytest.approx([36.0, 3.5, 0.45, 0.0])
 
 
 def test_a_normalised_drift_is_as_long_as_its_weight_and_nothing_moves_without_a_gradient():
@@ -89,16 +93,17 @@ def test_impossible_weights_are_refused(weight):
 def test_weight_zero_is_unguided_sampling_to_the_bit():
     model = gaussian_model(churn=10.0)
     plain = sample(model)
-    for normalize in (True, False):
-        guided = sample(model, Quadratic(1.0), PolicyGuidance(0.0, normalize=normalize))
+    for schedule in ("noise", "cosine"):
+        guided = sample(model, Quadratic(1.0), PolicyGuidance(0.0, schedule))
         assert all(torch.equal(a, b) for a, b in zip(plain, guided, strict=True))
     moved = sample(model, Quadratic(1.0), PolicyGuidance(0.1))
     assert not torch.equal(plain.action, moved.action)
     assert torch.equal(plain.obs, moved.obs), "this denoiser knows no other channel than each for itself"
 
 
+@pytest.mark.parametrize("schedule", ["noise", "cosine"])
 @pytest.mark.parametrize("at_denoised", [True, False])
-def test_gaussian_data_and_a_quadratic_target_give_the_mean_in_closed_form(at_denoised):
+def test_gaussian_data_and_a_quadratic_target_give_the_mean_in_closed_form(at_denoised, schedule):
     model = gaussian_model()
     # small angles: arctanh is finite even where there is nothing but noise. A gradient with respect to the channel has
     # two factors of the scale, which the weight makes up for
@@ -111,7 +116,7 @@ def test_gaussian_data_and_a_quadratic_target_give_the_mean_in_closed_form(at_de
 
     plain, means = mean(), [0.0]
     for weight in (0.02, 0.05, 0.1):
-        guidance = PolicyGuidance(weight, normalize=False, at_denoised=at_denoised)
+        guidance = PolicyGuidance(weight, schedule, normalize=False, at_denoised=at_denoised)
         expected, swing = (guided_mean(0.8, guidance, model.edm.sigmas, start) for start in (0.0, 1.0))
         # what was not zero in the mean of the noise fades as everything else does
         noise = 80 * plain / guided_mean(0.0, replace(guidance, weight=0.0), model.edm.sigmas, 80.0)
