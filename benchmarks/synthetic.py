@@ -5,7 +5,6 @@ kept under ``runs/benchmark/synthetic``. ``--parts na`` fine-tunes the policy th
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -166,7 +165,7 @@ def fqe(seeds: list[int]) -> None:
 # -- offline agents on MuJoCo -----------------------------------------------------------------------------------------
 
 METHODS = ("real", "unguided", "guided")
-STEPS, REFRESH, WINDOWS = 20_000, 5_000, 512
+STEPS, REFRESH, WINDOWS = 10_000, 2_500, 512
 
 
 def offline(seeds: list[int]) -> None:
@@ -281,7 +280,8 @@ def na(seeds: list[int]) -> None:
     for name, weight in (("unguided", 0.0), ("guided", PolicyGuidance().weight)):
         out = folder / f"{name}.hdf5"
         if not out.exists():
-            _dsrl("synthesize", "--dataset", demos, "--policy", base, "--out", out, "--guidance.weight", weight)
+            made = ["--model", folder / "unguided.model"] if name == "guided" else []
+            _dsrl("synthesize", "--dataset", demos, "--policy", base, "--out", out, "--guidance.weight", weight, *made)
     starts = {
         "nothing": [],
         "demonstrations": ["--demos", demos],
@@ -289,14 +289,19 @@ def na(seeds: list[int]) -> None:
         "guided": ["--demos", demos, "--warm-start", folder / "guided.hdf5", "--synthesize-every", 2_000],
     }
     table = Table("na", ("seed", "warm start"))
+    flags = ["--total-env-steps", 5_000, "--eval-interval", 500, "--eval-episodes", 50, "--no-final-controls"]
     for seed, name in ((seed, name) for seed in seeds for name in starts):
+        if table.has(seed, name):
+            continue
         run = folder / f"{name}-{seed}"
-        if not table.has(seed, name):
-            _dsrl("finetune", "--seed", seed, "--run-dir", run, "--overwrite", *starts[name])
-            final = json.loads((run / "comparison.json").read_text())
-            rows = [row for row in read_rows(run / "evaluations.csv") if row["policy"] == "steered"]
-            reached = [int(row["env_steps"]) for row in rows if float(row["success_rate"]) >= 0.8]
-            table.add(seed, name, steps_to_80=reached[0] if reached else None, evaluations=len(rows), keys=len(final))
+        _dsrl("finetune", "--seed", seed, "--run-dir", run, "--overwrite", "--probe-episodes", 0, *flags, *starts[name])
+        found = [row for row in read_rows(run / "evaluations.csv") if row["policy"] == "steered"]
+        rates = [float(row["success_rate"]) for row in found]
+        reached = [int(row["env_steps"]) for row, rate in zip(found, rates, strict=True) if rate >= 0.8]
+        seconds = float(found[-1]["wall_seconds"])
+        table.add(
+            seed, name, steps_to_80=reached[0] if reached else "", first=rates[0], last=rates[-1], wall_seconds=seconds
+        )
 
 
 def _dsrl(*words: Any) -> None:
