@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from synthetic_data import mixed_data
 from synthetic_point import SPEC, Truth, fitted_q, record, step, target
+from synthetic_table import write_results
 
 from dsrl.data import Trajectories, read_hdf5
 from dsrl.files import append_row, read_rows
@@ -319,6 +320,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for part in args.parts:
         PARTS[part](args.seeds)
+        write_results(RESULTS)
 
 
 if __name__ == "__main__":
