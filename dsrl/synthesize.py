@@ -127,6 +127,7 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     if given is None:
         console.print(f"trajectory model on {len(windows.obs)} windows of {length} env steps, {config.preset}")
         model = _train(config, model, windows, _held_out(valid, length, policy.device), console)
+    if config.model is None or config.model.resolve() != config.out.with_suffix(MODEL_SUFFIX).resolve():
         save_model(model, config.out.with_suffix(MODEL_SUFFIX))
     made, seconds = _draw(config, model, target, console)
     held_out = _held_out(valid, length, policy.device)

@@ -102,6 +102,7 @@ def test_a_trained_model_is_used_again(config, made, tmp_path):
     run(again)
     for one, other in zip(read_hdf5(config.out).episodes, read_hdf5(again.out).episodes, strict=True):
         np.testing.assert_array_equal(one.actions, other.actions)
+    assert again.out.with_suffix(".model").is_dir(), "--synthesize-every goes on with the model beside the data"
     with pytest.raises(DsrlError, match=r"--window is 12, the model .* draws windows of 8"):
         run(replace(again, window=12, overwrite=True))
     said = run(replace(again, overwrite=True, guidance=PolicyGuidance(500.0)))
