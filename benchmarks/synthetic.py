@@ -290,12 +290,13 @@ def na(seeds: list[int]) -> None:
         "guided": ["--demos", demos, "--warm-start", folder / "guided.hdf5", "--synthesize-every", 2_000],
     }
     table = Table("na", ("seed", "warm start"))
-    flags = ["--total-env-steps", 5_000, "--eval-interval", 500, "--eval-episodes", 50, "--no-final-controls"]
+    flags = ["--total-env-steps", 5_000, "--eval-interval", 500, "--eval-episodes", 50]
+    flags += ["--probe-episodes", 0, "--final-episodes", 10, "--no-final-controls"]
     for seed, name in ((seed, name) for seed in seeds for name in starts):
         if table.has(seed, name):
             continue
         run = folder / f"{name}-{seed}"
-        _dsrl("finetune", "--seed", seed, "--run-dir", run, "--overwrite", "--probe-episodes", 0, *flags, *starts[name])
+        _dsrl("finetune", "--seed", seed, "--run-dir", run, "--overwrite", *flags, *starts[name])
         found = [row for row in read_rows(run / "evaluations.csv") if row["policy"] == "steered"]
         rates = [float(row["success_rate"]) for row in found]
         reached = [int(row["env_steps"]) for row, rate in zip(found, rates, strict=True) if rate >= 0.8]
