@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "medium": {"down_dims": (64, 128), "time_dim": 64, **_SMALL},
     "large": {"down_dims": (256, 512, 1024), "time_dim": 128},
 }
-"""of the U-Net; small ones are trained on two cores in minutes, the last one wants a GPU"""
+"""of the U-Net, wider where the rows are (:func:`wide_enough`); small ones are trained on two cores in minutes, the
+last one wants a GPU"""
 _NOISE_TIME = 100.0
 """c_noise = ln(sigma) / 4 lies in [-1.6, 1.1]; the sinusoids of the U-Net are made for times of about this size"""
 _FILES = ("config.json", "weights.safetensors")
@@ -49,6 +51,16 @@ class TrajectoryConfig:
     """about the data: environment, observations, reward convention"""
 
 
+def wide_enough(down_dims: Sequence[int], channels: int) -> tuple[int, ...]:
+    """Channels per level of the U-Net: with few for a channel of a row it does not see all of them.
+
+    The first level has four for each as far as 64, and two anyway; the others grow with it.
+    """
+    least = max(2 * channels, min(4 * channels, 64))
+    factor = max(1.0, least / down_dims[0])
+    return tuple(8 * math.ceil(factor * width / 8) for width in down_dims)
+
+
 class TrajectoryDiffusion(nn.Module):
     """Draws windows like those of a data set, towards what a target policy would do where one is given.
 
@@ -63,10 +75,15 @@ class TrajectoryDiffusion(nn.Module):
         self.config = config
         self.codec = WindowCodec(layout, low, high)
         self.edm = EDM(config.edm)
-        self._pad = -layout.rows % 2 ** (len(config.network["down_dims"]) - 1)
+        widths = wide_enough(config.network["down_dims"], layout.channels)
+        self._pad = -layout.rows % 2 ** (len(widths) - 1)
         self._told = layout.obs_dim + 1 if config.conditional else 0
         sizes = {"action_dim": layout.channels, "horizon": layout.rows + self._pad, "cond_dim": self._told}
-        self.network = build_denoiser({"type": "unet", **config.network, **sizes})
+        self.network = build_denoiser({"type": "unet", **config.network, "down_dims": widths, **sizes})
+        # the noise of a row, which is most of what is to be predicted, need not pass through the shortened levels
+        self.gain = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, layout.channels))
+        for start in self.gain[2].parameters():
+            nn.init.zeros_(start)
 
     @property
     def device(self) -> torch.device:
@@ -159,10 +176,13 @@ class TrajectoryDiffusion(nn.Module):
         return self.edm.denoise(lambda scaled, t: self._predict(scaled, t, start), x, levels)
 
     def _predict(self, x: Tensor, c_noise: Tensor, start: Tensor | None) -> Tensor:
-        """The raw network, on windows that are padded with their last row to a length that it can halve."""
+        """The raw networks, on windows that are padded with their last row to a length that can be halved."""
         told = x.new_zeros(len(x), self._told) if start is None else start
         padded = torch.cat([x, x[:, -1:].expand(-1, self._pad, -1)], dim=1) if self._pad else x
-        return self.network(padded, _NOISE_TIME * c_noise, told)[:, : x.shape[1]]
+        return (
+            self.network(padded, _NOISE_TIME * c_noise, told)[:, : x.shape[1]]
+            + self.gain(c_noise[:, None])[:, None] * x
+        )
 
     @staticmethod
     def _tell(obs: Tensor) -> Tensor:

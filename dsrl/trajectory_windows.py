@@ -154,8 +154,9 @@ class Layout:
 class WindowCodec(nn.Module):
     """Environment units to network units and back.
 
-    Actions, in units of their limits, pass through arctanh; then every channel has zero mean and unit variance over the
-    data. The action, reward and termination of the last row, which do not exist, are zero.
+    Actions, in units of their limits, pass through arctanh; then every channel has zero mean over the data, and unit
+    variance, but for those of two values, which lie 2 apart: by its own deviation a rare one would lie so far out that
+    little else was learned. The action, reward and termination of the last row, which do not exist, are zero.
 
     Args:
         layout: the channels.
@@ -176,7 +177,7 @@ class WindowCodec(nn.Module):
         self.register_buffer("high", high.float())
 
     def fit(self, windows: Windows) -> None:
-        """Take mean and standard deviation of every channel; one that never changes keeps scale 1."""
+        """Take mean and scale of every channel; one that never changes keeps scale 1."""
         flat = self._raw(windows).flatten(0, 1).double()
         std = flat.std(0, correction=0)
         last = windows.obs[:, -1].double()
@@ -185,6 +186,10 @@ class WindowCodec(nn.Module):
         self.offset.copy_(flat.mean(0))
         self.offset[obs] = seen.mean(0).float()
         std[obs] = seen.std(0, correction=0)
+        if self.layout.reward_values is not None:
+            low, high = self.layout.reward_values
+            std[-2] = (high - low) / 2
+        std[-1] = 0.5
         self.scale.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def encode(self, windows: Windows) -> Tensor:

@@ -68,6 +68,13 @@ def test_05_extract(tmp_path):
     assert after >= before + 15
 
 
+def test_06_synthesize(tmp_path):
+    """What is drawn is likelier under the policy the stronger the guidance, and nearly as right about the dynamics."""
+    said = run("06_synthesize.py", "--episodes", 80, "--steps", 600, "--weights", 0, 3, "--windows", 128, cwd=tmp_path)
+    plain, error, guided, guided_error = map(float, re.findall(r"(?:log-probability|error) (-?[\d.]+\d)", said))
+    assert guided > plain + 5 and guided_error < 2 * error
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_fits_on_a_page(path):
     assert len(path.read_text().splitlines()) <= 80

@@ -10,7 +10,14 @@ import torch
 from dsrl.edm import EDMConfig
 from dsrl.errors import DsrlError
 from dsrl.policy_guidance import PolicyGuidance, drift
-from dsrl.trajectory_diffusion import PRESETS, TrajectoryConfig, TrajectoryDiffusion, load_model, save_model
+from dsrl.trajectory_diffusion import (
+    PRESETS,
+    TrajectoryConfig,
+    TrajectoryDiffusion,
+    load_model,
+    save_model,
+    wide_enough,
+)
 from dsrl.trajectory_windows import Layout
 
 N = 12
@@ -148,6 +155,17 @@ def test_a_model_comes_back_from_its_files(tmp_path):
         load_model(tmp_path / "m.model")
     with pytest.raises(DsrlError, match=r"no trajectory model: it lacks config.json"):
         load_model(tmp_path)
+
+
+def test_the_network_is_as_wide_as_its_rows_want_and_rows_pass_beside_it():
+    assert wide_enough((16, 32), 8) == (32, 64) and wide_enough((32, 64), 8) == (32, 64)
+    assert wide_enough((32, 64), 20) == (64, 128) and wide_enough((32, 64), 34) == (72, 136)
+    config = TrajectoryConfig(Layout(19, 7, 4), PRESETS["tiny"])
+    assert TrajectoryDiffusion(config, -torch.ones(7), torch.ones(7)).network.config["down_dims"] == (64, 128)
+    model, x = gaussian_model(), torch.randn(2, 5, 5)
+    assert not model._predict(x, torch.zeros(2), None).any()
+    model.gain[2].bias.copy_(torch.arange(5.0))
+    torch.testing.assert_close(model._predict(x, torch.zeros(2), None), torch.arange(5.0) * x)
 
 
 def test_a_conditional_network_is_told_the_first_observation_or_nothing():
