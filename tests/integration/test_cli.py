@@ -19,18 +19,8 @@ from dsrl.pretrained import load_policy
 
 pytestmark = [pytest.mark.integration]
 
-LEARN = [
-    "--warmup-episodes",
-    8,
-    "--warmup-successes",
-    0,
-    "--eval-interval",
-    200,
-    "--eval-episodes",
-    4,
-    "--final-episodes",
-    4,
-]
+LEARN = ["--warmup-episodes", 8, "--warmup-successes", 0]
+LEARN += ["--eval-interval", 200, "--eval-episodes", 4, "--final-episodes", 4]
 LEARN += ["--final-repeats", 1, "--probe-episodes", 0, "--hidden-dims", 32, 32, "--device", "cpu"]
 LEARN += ["--na.updates-per-env-step", 0.25, "--na.fit-updates", 20, "--na.fit-actor-updates", 20]
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -100,8 +100,8 @@ def test_impossible_weights_are_refused(weight):
 def test_weight_zero_is_unguided_sampling_to_the_bit():
     model = gaussian_model(churn=10.0)
     plain = sample(model)
-    for schedule in ("noise", "cosine"):
-        guided = sample(model, Quadratic(1.0), PolicyGuidance(0.0, schedule))
+    for schedule, normalize in product(("noise", "cosine"), (True, False)):
+        guided = sample(model, Quadratic(1.0), PolicyGuidance(0.0, schedule, normalize=normalize))
         assert all(torch.equal(a, b) for a, b in zip(plain, guided, strict=True))
     moved = sample(model, Quadratic(1.0), PolicyGuidance(0.1))
     assert not torch.equal(plain.action, moved.action)
