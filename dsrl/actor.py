@@ -46,8 +46,8 @@ class NoiseActor(nn.Module):
         return self.mean(features), log_std.clamp(-20, 2)
 
     @torch.no_grad()
-    def forward(self, cond: Tensor, eps: Tensor) -> Tensor:
-        """``(B, cond_dim), (B, A)`` -> the agent's action ``(B, A)``, inside the box."""
+    def forward(self, cond: Tensor, eps: Tensor, reach: Tensor | float = 1.0) -> Tensor:
+        """``(B, cond_dim), (B, A)`` -> the agent's action ``(B, A)``, inside the box; ``reach`` multiplies its mean."""
         mean, log_std = self.moments(cond)
-        raw, bound = mean + log_std.exp() * eps, self.config["bound"]
+        raw, bound = reach * mean + log_std.exp() * eps, self.config["bound"]
         return bound * torch.tanh(raw) if self.config["squash"] else raw.clamp(-bound, bound)

@@ -72,8 +72,9 @@ class NoiseAliasedSAC(FittedSAC):
         candidates: noises of the prior among which the critics choose, where they do.
         deploy: what ``predict`` plays: ``actor``, the mean of the averaged actor; ``candidates``, the one of a few
             prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
-            base policy, then the candidates, then copies of the averaged actor, each once it has done at least as well
-            as what was deployed before, in episodes of training (:class:`~dsrl.pilots.Pilots`).
+            base policy, then the candidates, then copies of the averaged actor, its mean times what does best, each
+            once it has done at least as well as what was deployed before, in episodes of training
+            (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
         decode_bfloat16: denoise pools in half the precision.
         compile_update: compile the losses; worth it on a GPU.

@@ -47,8 +47,8 @@ class FittedSAC(PilotedSAC):
             self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for pilot in self.pilots.results:
-            self.logger.record(f"rollout/{pilot}", self.pilots.mean(pilot))
+        for pilot, mean in self.pilots.means().items():
+            self.logger.record(f"rollout/{pilot}", mean)
         for name, value in log.read().items():
             self.logger.record(f"train/{name}", value)
             if not np.isfinite(value):
@@ -58,7 +58,6 @@ class FittedSAC(PilotedSAC):
         for step in range(self.fit_updates + self.fit_actor_updates):
             self._update(batch_size, log, fit=True, actor=step >= self.fit_updates)
         self.critic_target.load_state_dict(self.critic.state_dict())
-        self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
 
     def _update(self, batch_size: int, log: Means, *, fit: bool = False, actor: bool = True) -> None:
         returns = fit or self.losses.targets == "returns"

@@ -31,6 +31,7 @@ class NoiseAliasedPolicy(SACPolicy):
         n_critics: members of the ensemble on chunks.
         n_noise_critics: members of the ensemble on noise.
         critic_dropout: share of the hidden numbers of the critics on chunks that a gradient step leaves out.
+        explore_spread: share of the actor's noise that training episodes are flown with.
         activation: of all networks.
         actor_layer_norm: a LayerNorm in the actor too, as published.
     """
@@ -51,6 +52,7 @@ class NoiseAliasedPolicy(SACPolicy):
         n_critics: int = 4,
         n_noise_critics: int = 2,
         critic_dropout: float = 0.1,
+        explore_spread: float = 0.25,
         activation: str = "silu",
         actor_layer_norm: bool = False,
         use_sde: bool = False,
@@ -59,7 +61,7 @@ class NoiseAliasedPolicy(SACPolicy):
             raise ValueError("generalised state-dependent exploration is not part of noise-aliased SAC")
         self.hidden_dims, self.chunk_dim, self.activation = tuple(net_arch), chunk_dim, activation
         self.actor_kind, self.actor_layer_norm = actor, actor_layer_norm
-        self.n_noise_critics, self.critic_dropout = n_noise_critics, critic_dropout
+        self.n_noise_critics, self.critic_dropout, self.explore_spread = n_noise_critics, critic_dropout, explore_spread
         super().__init__(observation_space, action_space, lr_schedule, list(net_arch), n_critics=n_critics)
         # the actor speaks in noise; stable-baselines3 must not scale what it says
         self._squash_output = False
@@ -88,10 +90,8 @@ class NoiseAliasedPolicy(SACPolicy):
             assert isinstance(head, nn.Linear)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        # its moving average; a copy of that which must prove itself; the last one that has
-        self.average_actor, self.challenger, self.deployed_actor = (
-            deepcopy(self.actor).requires_grad_(False) for _ in range(3)
-        )
+        # its moving average, and a copy of that from when it had proved itself
+        self.average_actor, self.deployed_actor = (deepcopy(self.actor).requires_grad_(False) for _ in range(2))
         self.critic = CriticEnsemble(
             cond_dim, self.chunk_dim, self.hidden_dims, n_critics, self.activation, self.critic_dropout
         )
@@ -123,6 +123,18 @@ class NoiseAliasedPolicy(SACPolicy):
         """A draw of the learning actor ``(B, A)``."""
         return self.actor(cond, torch.randn(len(cond), self.actor.config["action_dim"], device=cond.device))
 
+    def rehearse(self, cond: Tensor, reach: Tensor) -> Tensor:
+        """What the averaged actor flies ``(B, A)``: ``reach`` ``(B, 1)`` times its mean, some of its noise."""
+        eps = torch.randn(len(cond), self.actor.config["action_dim"], device=cond.device)
+        return self.average_actor(cond, self.explore_spread * eps, reach)
+
+    @torch.no_grad()
+    def deploy(self, reach: float) -> None:
+        """A copy of the averaged actor, its mean times ``reach``."""
+        self.deployed_actor.load_state_dict(self.average_actor.state_dict())
+        for parameter in self.deployed_actor.mean.parameters():
+            parameter.mul_(reach)
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Noise of the deployed actor."""
         return self._predict(obs, deterministic)
@@ -148,6 +160,7 @@ class NoiseAliasedPolicy(SACPolicy):
             "n_critics": self.critic_kwargs["n_critics"],
             "n_noise_critics": self.n_noise_critics,
             "critic_dropout": self.critic_dropout,
+            "explore_spread": self.explore_spread,
             "activation": self.activation,
             "actor_layer_norm": self.actor_layer_norm,
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 from dsrl.critics import reduce_q
 from dsrl.errors import DsrlError
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.pilots import BASE, CHALLENGER, EXPLORE, INCUMBENT, Pilots
+from dsrl.pilots import BASE, INCUMBENT, Pilots
 from dsrl.pools import Decoder, Pool
 from dsrl.replay import SteeringReplayBuffer
 
@@ -55,14 +55,12 @@ class PilotedSAC(SAC):
     @torch.no_grad()
     def _fly(self, cond: Tensor, pilots: Sequence[str]) -> Tensor:
         """Noise ``(n_envs, A)``: of every environment's pilot, or of the actor alone where that is what is deployed."""
-        noise = self.policy.explore(cond)
         if self.deploy == "actor":
-            return noise
-        by_pilot = {EXPLORE: noise}
+            return self.policy.explore(cond)
+        reaches = torch.tensor(self.pilots.reaches, device=cond.device)[:, None]
+        by_pilot = dict.fromkeys(pilots, self.policy.rehearse(cond, reaches))
         if BASE in pilots:
             by_pilot[BASE] = self.decoder.prior(len(cond))
-        if CHALLENGER in pilots:
-            by_pilot[CHALLENGER] = self.policy.challenger(cond, torch.zeros_like(noise))
         if INCUMBENT in pilots:
             by_pilot[INCUMBENT] = self._incumbent(cond)
         return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
@@ -90,14 +88,10 @@ class PilotedSAC(SAC):
     def _choose_what_is_deployed(self) -> None:
         if self.deployed != "actor" or self.pilots.relapse():
             self.deployed = "candidates" if self.pilots.first_is_trusted() else "base"
-        succeeds = self.pilots.verdict()
-        if succeeds is None:
-            return
-        if succeeds:
-            self.policy.deployed_actor.load_state_dict(self.policy.challenger.state_dict())
+        reach = self.pilots.judge()
+        if reach is not None:
+            self.policy.deploy(reach)
             self.deployed = "actor"
-        self.policy.challenger.load_state_dict(self.policy.average_actor.state_dict())
-        self.pilots.next_challenger(succeeds=succeeds)
 
     def predict(
         self,

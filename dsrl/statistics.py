@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb, sqrt
 from typing import NamedTuple
 
@@ -86,3 +87,28 @@ def paired_means(first: np.ndarray, second: np.ndarray) -> Paired:
     extreme = int(np.sum(np.concatenate(flipped) >= abs(difference) * (1 - 1e-12)))
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
     return Paired(difference, float(low), float(high), (1 + extreme) / (1 + _RESAMPLES))
+
+
+def lead(results: Sequence[float], over: Sequence[float]) -> float:
+    """By how many standard errors the mean of ``results`` lies above that of ``over``; infinite over nothing.
+
+    Of successes (0 or 1) by Agresti and Caffo (2000), one success and one failure added to either; else by Welch.
+    """
+    if not len(over):
+        return float("inf")
+    (mean, error), (other, other_error) = (estimate(each, len(each), [*results, *over]) for each in (results, over))
+    return (mean - other) / max(float(np.hypot(error, other_error)), 1e-12)
+
+
+def estimate(results: Sequence[float], count: int, among: Sequence[float]) -> tuple[float, float]:
+    """The mean of results, and the standard error that it had if there were ``count`` of them.
+
+    Of successes, one success and one failure added, where all ``among`` them are 0 or 1. Of returns, the mean and the
+    spread of all ``among`` them stand in where these are too few.
+    """
+    if {*among} <= {0.0, 1.0}:
+        rate = (sum(results) + 1) / (len(results) + 2)
+        return rate, (rate * (1 - rate) / (count + 2)) ** 0.5
+    mean = np.mean(results) if len(results) else np.mean(among)
+    spread = np.std(results, ddof=1) if len(results) > 1 else np.std(among)
+    return float(mean), float(spread) / max(count, 1) ** 0.5

@@ -21,6 +21,7 @@ from dsrl.evaluate import evaluate_in_env
 from dsrl.noise import NoiseSpace
 from dsrl.noise_aliased import NoiseAliasedSAC
 from dsrl.noise_policy import NoiseAliasedPolicy
+from dsrl.pilots import Pilots
 from dsrl.presets import preset
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.wrappers import ActionChunk, ObservationHistory, SteeredEnv, make_env
@@ -61,22 +62,39 @@ def test_an_agent_that_has_flown_nothing_deploys_the_base_policy():
 def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
     model = agent(average_decay=0.0, learning_rate=1e-2)
     model.learn(60)
-    for successes, deployed in ((3, "candidates"), (4, "actor"), (3, "actor")):
-        before, challenger = moments(model, "deployed_actor"), moments(model, "challenger")
-        model.train(5, 16)  # the actor goes on, these two do not
-        assert torch.equal(moments(model, "challenger"), challenger)
-        model.pilots.results = {
-            "base": deque([0.0] * 20),
-            "incumbent": deque([1.0] * 4),
-            "challenger": deque([1.0] * successes + [0.0] * (4 - successes)),
-        }
-        model.pilots.trials = (4, 4)
-        model.pilots.start(2, warming_up=True)  # what ends now is nobody's
+    for reach, successes, deployed in ((1.0, 3, "candidates"), (1.5, 4, "actor"), (1.0, 3, "actor"), (2.0, 4, "actor")):
+        before = moments(model, "deployed_actor")
+        model.train(5, 16)
+        average = moments(model, "average_actor")
+        assert torch.equal(moments(model, "deployed_actor"), before), "the actor goes on, the copy does not"
+        model.pilots = Pilots(trial=4)
+        model.pilots.results = {"base": deque([0.0] * 20), "incumbent": deque([1.0] * 4)}
+        flown = [[reach, float(success < successes)] for success in range(4)]
+        model.pilots.learners.restore({"flown": flown, "under_way": [], "fresh": 4})
+        model.pilots.start(2, warming_up=True)
         finish_episodes(model)
         assert model.deployed == deployed
-        assert torch.equal(moments(model, "deployed_actor"), challenger if successes == 4 else before)
-        assert torch.equal(moments(model, "challenger"), moments(model, "average_actor")), "the next one is newer"
-        assert not torch.equal(moments(model, "challenger"), challenger)
+        now = moments(model, "deployed_actor")
+        if successes == 4:
+            torch.testing.assert_close(now[:8], reach * average[:8])
+            assert torch.equal(now[8:], average[8:])
+        else:
+            assert torch.equal(now, before)
+
+
+def test_the_learner_flies_its_mean_as_far_as_it_is_told():
+    model = agent(learning_starts=40, fit_updates=20)
+    model.learn(60)
+    cond = torch.randn(3, model.observation_space.shape[0])
+    mean, log_std = model.policy.average_actor.moments(cond)
+    model.policy.average_actor.mean.bias.data += 0.1
+    mean = mean + 0.1
+    reach = torch.tensor([[1.0], [1.5], [2.0]])
+    drawn = torch.stack([model.policy.rehearse(cond, reach) for _ in range(4_000)])
+    inside = (reach * mean).abs() + log_std.exp() < model.policy.bound
+    assert inside.float().mean() > 0.8
+    torch.testing.assert_close(drawn.mean(dim=0)[inside], (reach * mean)[inside], rtol=0, atol=0.03)
+    torch.testing.assert_close(drawn.std(dim=0)[inside], 0.25 * log_std.exp()[inside], rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize(
