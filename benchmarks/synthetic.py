@@ -142,7 +142,7 @@ def _facts(windows: Windows, scales: Any) -> dict[str, float]:
 def fqe(seeds: list[int]) -> None:
     """Error of the critic of a target policy, where its value is known by roll-outs."""
     table = Table("fqe", ("seed", "data"))
-    chosen = ("noise 3", "noise 6", "cosine 0.3", "cosine 1")
+    chosen = ("noise 3", "noise 6", "cosine 1")
     for seed in seeds:
         missing = [name for name in ("real", "unguided", *chosen) if not table.has(seed, name)]
         if not missing:
