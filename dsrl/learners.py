@@ -53,6 +53,10 @@ class Learners:
         self._under_way.append([env, reach, None])
         return reach
 
+    def reach(self, env: int) -> float:
+        """That flies in this environment; 1 where none does."""
+        return next((reach for where, reach, result in self._under_way if where == env and result is None), 1.0)
+
     def landed(self, env: int, result: float) -> None:
         """The episode that took off in this environment has ended."""
         (episode,) = (each for each in self._under_way if each[0] == env and each[2] is None)

@@ -44,7 +44,7 @@ class FittedSAC(PilotedSAC):
         for _ in range(self.distill_after):
             log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(self._batch(batch_size))))
         if self.deploy == "actor":
-            self.policy.deployed_actor.load_state_dict(self.policy.average_actor.state_dict())
+            self.policy.deploy()
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for pilot, mean in self.pilots.means().items():

@@ -129,7 +129,7 @@ class NoiseAliasedPolicy(SACPolicy):
         return self.average_actor(cond, self.explore_spread * eps, reach)
 
     @torch.no_grad()
-    def deploy(self, reach: float) -> None:
+    def deploy(self, reach: float = 1.0) -> None:
         """A copy of the averaged actor, its mean times ``reach``."""
         self.deployed_actor.load_state_dict(self.average_actor.state_dict())
         for parameter in self.deployed_actor.mean.parameters():

@@ -15,7 +15,7 @@ BASE, INCUMBENT, LEARNER, NOBODY = "base", "incumbent", "learner", "nobody"
 PROOF, FIRST = "proof", "candidates"
 """The results that an incumbent was chosen by, and those of the first incumbent while another one is deployed."""
 
-_STATE = ("successions", "_shown", "_turn", "_warming_up", "_flying", "_reaches")
+_STATE = ("successions", "_shown", "_turn", "_warming_up", "_flying")
 
 
 class Pilots:
@@ -70,7 +70,6 @@ class Pilots:
         self._turn = 0
         self._warming_up = True
         self._flying: list[str] = []
-        self._reaches: list[float] = []
 
     def state(self) -> dict[str, Any]:
         """Results, turns and who is flying, as plain values."""
@@ -87,7 +86,7 @@ class Pilots:
     def start(self, n_envs: int, *, warming_up: bool) -> list[str]:
         """Who plays in each environment now."""
         if len(self._flying) != n_envs:
-            self._flying, self._reaches = [BASE] * n_envs, [1.0] * n_envs
+            self._flying = [BASE] * n_envs
             self.learners.abandon()
         self._warming_up = warming_up
         return list(self._flying)
@@ -95,7 +94,7 @@ class Pilots:
     @property
     def reaches(self) -> list[float]:
         """The factor on the mean of the averaged actor in each environment, where the learner plays."""
-        return list(self._reaches)
+        return [self.learners.reach(env) for env in range(len(self._flying))]
 
     def landed(self, env: int, result: float) -> None:
         """The episode in this environment has ended."""
@@ -105,7 +104,8 @@ class Pilots:
         elif pilot != NOBODY:
             self.results.setdefault(pilot, self._deque(pilot)).append(result)
         self._flying[env] = self._next()
-        self._reaches[env] = self.learners.take_off(env) if self._flying[env] == LEARNER else 1.0
+        if self._flying[env] == LEARNER:
+            self.learners.take_off(env)
 
     def _next(self) -> str:
         if self._warming_up:
