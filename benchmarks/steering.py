@@ -54,9 +54,9 @@ class Plan:
 
 PLANS = {
     "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(4_800, 4_800), methods=METHODS),
-    "can": Plan(na=Budget(10_000, 1_000), reference=Budget(20_000, 2_000), warmup=Budget(8_400, 8_400)),
+    "can": Plan(na=Budget(16_000, 2_000), reference=Budget(20_000, 2_000), warmup=Budget(8_400, 8_400)),
     "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-60", "na-exact", "na-demos", "sac", "reference")),
-    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4), warmup=Budget(4_800, 4_800)),
+    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4), na=Budget(12_000, 1_000), warmup=Budget(4_800, 4_800)),
     "hammer": Plan(warmup=Budget(5_400, 5_400)),
 }
 

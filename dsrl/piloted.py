@@ -14,7 +14,7 @@ from torch import Tensor
 from dsrl.critics import reduce_q
 from dsrl.errors import DsrlError
 from dsrl.noise_policy import NoiseAliasedPolicy
-from dsrl.pilots import BASE, INCUMBENT, Pilots
+from dsrl.pilots import BASE, CANDIDATES, INCUMBENT, Pilots
 from dsrl.pools import Decoder, Pool
 from dsrl.replay import SteeringReplayBuffer
 
@@ -61,14 +61,14 @@ class PilotedSAC(SAC):
         by_pilot = dict.fromkeys(pilots, self.policy.rehearse(cond, reaches))
         if BASE in pilots:
             by_pilot[BASE] = self.decoder.prior(len(cond))
+        if CANDIDATES in pilots:
+            by_pilot[CANDIDATES] = self._best_of_pool(cond)
         if INCUMBENT in pilots:
-            by_pilot[INCUMBENT] = self._incumbent(cond)
+            by_pilot[INCUMBENT] = self.policy(cond, deterministic=True)
         return torch.stack([by_pilot[pilot][env] for env, pilot in enumerate(pilots)])
 
-    def _incumbent(self, cond: Tensor) -> Tensor:
-        """The noise ``(n_envs, A)`` of what is deployed."""
-        if self.deployed == "actor":
-            return self.policy(cond, deterministic=True)
+    def _best_of_pool(self, cond: Tensor) -> Tensor:
+        """The noise ``(n_envs, A)`` that the critics like best, of the pools that are stored where they are enough."""
         assert self.replay_buffer is not None
         obs = self._last_original_obs if self._vec_normalize_env is not None else self._last_obs
         pool = self.replay_buffer.pool_for(obs) if self.pool_size >= self.candidates else None  # type: ignore[arg-type]

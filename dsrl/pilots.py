@@ -11,9 +11,9 @@ import numpy as np
 from dsrl.learners import REACHES, Learners
 from dsrl.statistics import lead
 
-BASE, INCUMBENT, LEARNER, NOBODY = "base", "incumbent", "learner", "nobody"
-PROOF, FIRST = "proof", "candidates"
-"""The results that an incumbent was chosen by, and those of the first incumbent while another one is deployed."""
+BASE, CANDIDATES, INCUMBENT, LEARNER, NOBODY = "base", "candidates", "incumbent", "learner", "nobody"
+PROOF = "proof"
+"""The results that an incumbent was chosen by."""
 
 _STATE = ("successions", "_shown", "_turn", "_warming_up", "_flying")
 
@@ -21,34 +21,36 @@ _STATE = ("successions", "_shown", "_turn", "_warming_up", "_flying")
 class Pilots:
     """Takes turns, episode by episode, and decides when what is deployed gives way.
 
-    The learner, the averaged actor as it is at the time, flies three quarters of the training episodes, with the reach
-    that :class:`~dsrl.learners.Learners` finds the most promising; the incumbent, which is what would be deployed, a
-    quarter. All of them are learned from anyhow, so the comparison costs no env step. Round after round the best reach
-    is judged by its last episodes: a copy of the learner with it is the next incumbent when they went at least as well
-    as the incumbent's, for it has learned longer. They must also lead over the base policy's warm-up beyond chance
-    (:func:`~dsrl.statistics.lead`).
+    The learner, the averaged actor as it is at the time, flies half of the training episodes, with the reach that
+    :class:`~dsrl.learners.Learners` finds the most promising; the incumbent, which is what would be deployed, a
+    quarter, and the critics' choice among noises of the prior another one. All of them are learned from anyhow, so the
+    comparison costs no env step. Round after round the best reach is judged by its last episodes: a copy of the learner
+    with it is the next incumbent when they went at least as well as the incumbent's, for it has learned longer. They
+    must also lead over the base policy's warm-up beyond chance (:func:`~dsrl.statistics.lead`).
+
+    An actor that learns from its own episodes alone learns little where it flies badly. The candidates stay inside what
+    the base policy does and are better than it, and what they fly teaches the most.
 
     Who asks often is told by chance some day that a bad actor is good, and what it was chosen by flatters it. So a copy
-    that flies worse than the base policy *afterwards* gives way to the first incumbent again (:meth:`relapse`).
+    that flies worse than the base policy *afterwards* gives way to the candidates again (:meth:`relapse`).
 
     Failures take longer than successes. So the base policy plays what the warm-up has begun to its end.
 
-    The first incumbent is the critics' choice among noises of the prior. Critics of few episodes choose well on most
-    seeds and badly on some, so it flies the first episodes after the warm-up, and is not deployed unseen
-    (:meth:`first_is_trusted`).
+    The candidates are the first incumbent. Critics of few episodes choose well on most seeds and badly on some, so they
+    fly the first episodes after the warm-up, and are not deployed unseen (:meth:`first_is_trusted`).
 
     Args:
         window: last results of an incumbent that count.
         trust: results without which an incumbent cannot be beaten, and does not give way.
         trial: episodes without which a reach is not judged.
         round_size: episodes of the learner from one judgement to the next.
-        first: episodes that the first incumbent flies before anybody else, to be compared with the base policy.
+        first: episodes that the candidates fly before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
         confidence: standard errors by which the learner must lead over the base policy; 1.28 is 90 %, one-sided.
         doubt: standard errors by which an actor that fell behind the base policy gives way; 0.67 is 75 %.
     """
 
-    TURNS = (LEARNER, INCUMBENT, LEARNER, LEARNER)
+    TURNS = (LEARNER, CANDIDATES, LEARNER, INCUMBENT)
 
     def __init__(
         self,
@@ -112,9 +114,15 @@ class Pilots:
             return BASE
         if self._shown < self.first:
             self._shown += 1
-            return INCUMBENT
+            return CANDIDATES
         self._turn += 1
-        return self.TURNS[(self._turn - 1) % len(self.TURNS)]
+        turn = self.TURNS[(self._turn - 1) % len(self.TURNS)]
+        return self.incumbent if turn == INCUMBENT else turn
+
+    @property
+    def incumbent(self) -> str:
+        """The candidates, until an actor has proved itself."""
+        return INCUMBENT if self.successions else CANDIDATES
 
     def mean(self, pilot: str) -> float:
         """Of the last results; NaN without any."""
@@ -131,7 +139,7 @@ class Pilots:
 
         Ask after every landing.
         """
-        defended = [*self.results.get(PROOF, ()), *self.results.get(INCUMBENT, ())]
+        defended = [*self.results.get(PROOF, ()), *self.results.get(self.incumbent, ())]
         if self.learners.fresh < self.round_size or len(defended) < self.trust:
             return None
         best = self.learners.best(self.trial)
@@ -141,29 +149,26 @@ class Pilots:
         flown = self.learners.results(best)
         if np.mean(flown) < np.mean(defended) or lead(flown, self.results.get(BASE, ())) < self.confidence:
             return None
-        if not self.successions:
-            self.results[FIRST] = self.results[INCUMBENT]
         self.successions += 1
         self.results[PROOF], self.results[INCUMBENT] = self._deque(PROOF, flown), self._deque(INCUMBENT)
         self._incumbent_leaves()
         return best
 
     def first_is_trusted(self) -> bool:
-        """Whether the first incumbent may be deployed: it has done as well as the base policy, or much was learned."""
-        if len(self.results.get(INCUMBENT, ())) < self.first:
+        """Whether the candidates may be deployed: they have done as well as the base policy, or much was learned."""
+        if len(self.results.get(CANDIDATES, ())) < self.first:
             return len(self.results.get(BASE, ())) >= self.enough
-        return not self.mean(INCUMBENT) < self.mean(BASE)
+        return not self.mean(CANDIDATES) < self.mean(BASE)
 
     def relapse(self) -> bool:
-        """Whether an actor has proved worse than the base policy; if so the first incumbent is the incumbent again."""
+        """Whether an actor has proved worse than the base policy; if so the candidates are the incumbent again."""
         later = self.results.get(INCUMBENT, ())
         if not self.successions or len(later) < self.trust:
             return False
         if lead(later, self.results.get(BASE, ())) > -self.doubt:
             return False
         self.successions = 0
-        self.results[INCUMBENT] = self.results.pop(FIRST)
-        del self.results[PROOF]
+        del self.results[INCUMBENT], self.results[PROOF]
         self._incumbent_leaves()
         return True
 

@@ -141,7 +141,7 @@ def test_the_noise_aliased_agent_is_scored_before_it_steers_and_leaves_the_same_
     base, first, *later = rows(na_run.run_dir)
     assert base["policy"] == "base" and 0 < int(first["env_steps"]) <= 1500 and int(later[-1]["env_steps"]) >= 3000
     metrics = RunFolder.open(na_run.run_dir).read_metrics()[-1]
-    assert {"train/distill_loss", "train/divergence", "rollout/learner_x1", "rollout/incumbent"} <= metrics.keys()
+    assert {"train/distill_loss", "train/divergence", "rollout/learner_x1", "rollout/candidates"} <= metrics.keys()
     looked = set().union(*RunFolder.open(na_run.run_dir).read_metrics())
     assert {"noise/rms", "noise/saturated", "noise/kl", "critic/std", "critic/gap", "critic/agreement"} <= looked
 

@@ -39,7 +39,7 @@ def test_the_warm_up_plays_the_prior_inside_the_box():
 
 def test_what_the_candidates_play_is_the_best_of_the_pool_that_is_stored():
     model = agent(learning_starts=40, fit_updates=20)
-    model.pilots.TURNS = ("incumbent",)
+    model.pilots.TURNS = ("candidates",)
     model.pilots.trust = 10_000  # nobody else
     model.learn(400)
     batch = model.replay_buffer.at(torch.arange(model.replay_buffer.rows))
@@ -68,7 +68,7 @@ def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
         average = moments(model, "average_actor")
         assert torch.equal(moments(model, "deployed_actor"), before), "the actor goes on, the copy does not"
         model.pilots = Pilots(trial=4)
-        model.pilots.results = {"base": deque([0.0] * 20), "incumbent": deque([1.0] * 4)}
+        model.pilots.results = {"base": deque([0.0] * 20), "candidates": deque([1.0] * 4)}
         flown = [[reach, float(success < successes)] for success in range(4)]
         model.pilots.learners.restore({"flown": flown, "under_way": [], "fresh": 4})
         model.pilots.start(2, warming_up=True)
@@ -106,7 +106,7 @@ def test_the_candidates_are_deployed_when_they_do_as_well_as_the_base_policy(can
     model = agent()
     model.learn(60)
     model.pilots.enough = enough
-    model.pilots.results = {"base": deque([0.5]), "incumbent": deque(candidates)}
+    model.pilots.results = {"base": deque([0.5]), "candidates": deque(candidates)}
     model.pilots.start(2, warming_up=True)
     finish_episodes(model)
     assert model.deployed == deployed

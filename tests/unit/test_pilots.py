@@ -2,13 +2,12 @@
 
 from collections import deque
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 
 from dsrl.learners import REACHES
-from dsrl.pilots import BASE, FIRST, INCUMBENT, LEARNER, NOBODY, PROOF, Pilots
+from dsrl.pilots import BASE, CANDIDATES, INCUMBENT, LEARNER, NOBODY, PROOF, Pilots
 
 
 def fly(pilots: Pilots, result: float = 1.0) -> str:
@@ -47,15 +46,19 @@ def test_an_episode_that_the_warm_up_began_is_played_by_the_base_policy_to_its_e
     assert list(pilots.results[BASE]) == [1.0, 0.0, 0.0]
 
 
-def test_the_first_incumbent_flies_first():
+def test_the_candidates_fly_first():
     pilots = after_warm_up(first=3)
-    assert [fly(pilots) for _ in range(5)] == [INCUMBENT] * 3 + [LEARNER, INCUMBENT]
+    assert [fly(pilots) for _ in range(5)] == [CANDIDATES] * 3 + [LEARNER, CANDIDATES]
 
 
-def test_the_incumbent_flies_a_quarter_and_the_learner_the_rest():
+def test_the_learner_flies_half_and_the_candidates_the_rest_until_an_actor_is_deployed():
     pilots = after_warm_up()
     flown = [fly(pilots) for _ in range(40)]
-    assert {pilot: flown.count(pilot) for pilot in flown} == {LEARNER: 30, INCUMBENT: 10}
+    assert {pilot: flown.count(pilot) for pilot in flown} == {LEARNER: 20, CANDIDATES: 20}
+    pilots.results[BASE] = deque([0.0] * 20)
+    assert pilots.judge() is not None
+    flown = [fly(pilots) for _ in range(40)]
+    assert {pilot: flown.count(pilot) for pilot in flown} == {LEARNER: 20, CANDIDATES: 10, INCUMBENT: 10}
 
 
 def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
@@ -65,11 +68,11 @@ def test_turns_are_taken_across_environments_and_a_pilot_keeps_its_episode():
     for env in range(3):
         pilots.landed(env, 0.0)
     flying, reaches = pilots.start(3, warming_up=False), pilots.reaches
-    assert flying == [LEARNER, INCUMBENT, LEARNER]
+    assert flying == [LEARNER, CANDIDATES, LEARNER]
     assert pilots.start(3, warming_up=False) == flying and pilots.reaches == reaches
     pilots.landed(1, 1.0)
     assert pilots.start(3, warming_up=False)[::2] == flying[::2] and pilots.reaches[::2] == reaches[::2]
-    assert list(pilots.results[INCUMBENT]) == [1.0]
+    assert list(pilots.results[CANDIDATES]) == [1.0]
 
 
 def test_only_the_learner_reaches_further():
@@ -95,15 +98,15 @@ def test_only_the_last_results_count_but_all_of_the_base_policy():
     pilots.start(1, warming_up=False)
     for result in (0.0, 1.0, 0.0, 0.0):  # the first one ends what the warm-up began
         pilots.landed(0, result)
-    assert pilots.mean(BASE) == 1 / 4 and pilots.mean(INCUMBENT) == 0.0
+    assert pilots.mean(BASE) == 1 / 4 and pilots.mean(CANDIDATES) == 0.0
 
 
 def judged(
-    learner: list[float], incumbent: list[float], *, base: tuple[float, ...] = (), reach: float = 1.0, **more: Any
+    learner: list[float], candidates: list[float], *, base: tuple[float, ...] = (), reach: float = 1.0
 ) -> float | None:
     pilots = Pilots(trust=2, trial=3, round_size=3)
     teach(pilots, learner, reach)
-    pilots.results = {INCUMBENT: deque(incumbent), BASE: deque(base), **more}
+    pilots.results = {CANDIDATES: deque(candidates), BASE: deque(base)}
     return pilots.judge()
 
 
@@ -120,10 +123,20 @@ def test_nobody_is_judged_before_both_have_flown_enough():
     assert judged([1.0] * 3, [0.0] * 2, reach=1.5) == 1.5
 
 
+def challenged(learner: list[float], incumbent: list[float], *, proof: list[float]) -> float | None:
+    """An actor that was deployed after that proof, and has flown since."""
+    pilots = Pilots(trust=2, trial=3, round_size=3)
+    teach(pilots, learner)
+    pilots.successions = 1
+    # the candidates' failures no longer matter
+    pilots.results = {CANDIDATES: deque([0.0] * 9), PROOF: deque(proof), INCUMBENT: deque(incumbent)}
+    return pilots.judge()
+
+
 @pytest.mark.parametrize(("results", "succeeds"), [([1.0, 1.0, 0.0], True), ([1.0, 0.0, 0.0], False)])
 def test_as_good_as_the_incumbent_is_good_enough(results: list[float], succeeds: bool):
     assert (judged(results, [1.0, 1.0, 0.0]) == 1.0) is succeeds
-    assert (judged(results, [1.0, 1.0, 0.0], proof=deque([1.0, 1.0, 0.0])) == 1.0) is succeeds
+    assert (challenged(results, [1.0, 1.0, 0.0], proof=[1.0, 1.0, 0.0]) == 1.0) is succeeds
 
 
 def test_a_lead_over_the_base_policy_that_may_be_chance_is_not_enough():
@@ -136,7 +149,7 @@ def test_a_lead_over_the_base_policy_that_may_be_chance_is_not_enough():
 
 def test_it_is_judged_round_after_round_by_its_last_episodes():
     pilots = Pilots(trust=2, trial=3, round_size=2, first=0)
-    pilots.results = {INCUMBENT: deque([1.0, 0.0]), BASE: deque([0.0] * 4)}
+    pilots.results = {CANDIDATES: deque([1.0, 0.0]), BASE: deque([0.0] * 4)}
     pilots.TURNS = (LEARNER,)
     pilots.start(1, warming_up=False)
     pilots.landed(0, 0.0)
@@ -155,7 +168,7 @@ def test_a_bad_actor_seldom_passes_even_where_the_base_policy_was_unlucky():
     rng, passed = np.random.default_rng(0), []
     for _ in range(400):
         pilots = Pilots()
-        pilots.results = {BASE: deque([1.0] * 4 + [0.0] * 20), INCUMBENT: deque([1.0, 0.0, 0.0, 0.0])}
+        pilots.results = {BASE: deque([1.0] * 4 + [0.0] * 20), CANDIDATES: deque([1.0, 0.0, 0.0, 0.0])}
         teach(pilots, [float(result) for result in rng.random(12) < 0.2])
         passed.append(pilots.judge() is not None)
     assert np.mean(passed) < 0.1
@@ -163,19 +176,33 @@ def test_a_bad_actor_seldom_passes_even_where_the_base_policy_was_unlucky():
 
 def test_who_succeeds_brings_the_proof_that_is_kept_apart():
     pilots = Pilots(first=0)
-    pilots.start(3, warming_up=True)
-    pilots.start(3, warming_up=False)
-    for env in range(3):
+    pilots.start(4, warming_up=True)
+    pilots.start(4, warming_up=False)
+    for env in range(4):
         pilots.landed(env, 0.0)
-    assert pilots.start(3, warming_up=False) == [LEARNER, INCUMBENT, LEARNER]
+    assert pilots.start(4, warming_up=False) == [LEARNER, CANDIDATES, LEARNER, CANDIDATES]
     teach(pilots, [1.0] * 6)
-    pilots.results[INCUMBENT] = deque([0.5] * 4)
+    pilots.results[CANDIDATES] = deque([0.5] * 4)
     assert pilots.judge() == 1.0
-    assert list(pilots.results[PROOF]) == [1.0] * 6 and list(pilots.results[FIRST]) == [0.5] * 4
+    assert list(pilots.results[PROOF]) == [1.0] * 6 and list(pilots.results[CANDIDATES]) == [0.5] * 4
     assert not pilots.results[INCUMBENT], "what flatters it is not its record"
-    assert pilots.start(3, warming_up=False) == [LEARNER, NOBODY, LEARNER]
+    assert pilots.start(4, warming_up=False) == [LEARNER, CANDIDATES, LEARNER, CANDIDATES]
     pilots.landed(1, 1.0)
-    assert not pilots.results[INCUMBENT], "what one has begun and another ends counts for nobody"
+    assert list(pilots.results[CANDIDATES]) == [0.5] * 4 + [1.0], "the candidates are who they were"
+
+
+def test_what_one_incumbent_has_begun_and_the_next_one_ends_counts_for_nobody():
+    pilots = after_warm_up()
+    pilots.successions, pilots.results[INCUMBENT], pilots.results[PROOF] = 1, deque([1.0] * 4), deque([1.0] * 6)
+    while fly(pilots) != CANDIDATES:
+        pass
+    fly(pilots)
+    assert pilots.start(1, warming_up=False) == [INCUMBENT]
+    teach(pilots, [1.0] * 6)
+    assert pilots.judge() == 1.0
+    assert pilots.start(1, warming_up=False) == [NOBODY]
+    pilots.landed(0, 1.0)
+    assert not pilots.results[INCUMBENT]
     assert pilots.learners.results(1.0) == [1.0] * 6, "the actor learns on, and so do its last results count on"
 
 
@@ -195,17 +222,18 @@ def test_an_actor_that_flies_worse_than_the_base_policy_gives_way_again(
 ):
     pilots = Pilots()
     pilots.successions = successions
-    pilots.results = {BASE: deque([0.0, 1.0] * 12), INCUMBENT: deque(later)}
-    pilots.results |= {PROOF: deque([1.0] * 6), FIRST: deque([1.0] * 2)}
+    pilots.results = {BASE: deque([0.0, 1.0] * 12), CANDIDATES: deque([1.0] * 2)}
+    pilots.results |= {PROOF: deque([1.0] * 6), INCUMBENT: deque(later)}
+    assert pilots.incumbent == (INCUMBENT if successions else CANDIDATES)
     assert pilots.relapse() is relapses
     if relapses:
-        assert list(pilots.results[INCUMBENT]) == [1.0] * 2 and not pilots.successions
-        assert FIRST not in pilots.results and PROOF not in pilots.results
+        assert pilots.incumbent == CANDIDATES and list(pilots.results[CANDIDATES]) == [1.0] * 2
+        assert INCUMBENT not in pilots.results and PROOF not in pilots.results
 
 
 def test_the_proof_of_an_incumbent_counts_when_it_is_challenged():
-    assert judged([1.0, 1.0, 0.0], [0.0], proof=deque([1.0] * 3)) is None
-    assert judged([1.0, 1.0, 0.0], [0.0] * 2, proof=deque([1.0] * 3)) == 1.0
+    assert challenged([1.0, 1.0, 0.0], [0.0], proof=[1.0] * 3) is None
+    assert challenged([1.0, 1.0, 0.0], [0.0] * 2, proof=[1.0] * 3) == 1.0
 
 
 def test_the_critics_of_few_episodes_are_not_trusted_unseen():
@@ -215,7 +243,7 @@ def test_the_critics_of_few_episodes_are_not_trusted_unseen():
         pilots.start(1, warming_up=True)
         pilots.landed(0, 1.0)
     assert pilots.first_is_trusted(), "these were enough"
-    pilots.results[INCUMBENT] = deque([1.0, 1.0, 0.0, 1.0])
+    pilots.results[CANDIDATES] = deque([1.0, 1.0, 0.0, 1.0])
     assert not pilots.first_is_trusted(), "they have flown, and did worse than the base policy"
-    pilots.results[INCUMBENT] = deque([1.0] * 4)
+    pilots.results[CANDIDATES] = deque([1.0] * 4)
     assert pilots.first_is_trusted()
