@@ -13,6 +13,7 @@ import numpy as np
 from dsrl.data import Trajectories, Trajectory, write_hdf5
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
+from dsrl.files import check_out
 
 if TYPE_CHECKING:
     import gymnasium
@@ -84,8 +85,7 @@ def collect(config: CollectConfig) -> Path:
 
 
 def _check(config: CollectConfig, out: Path) -> None:
-    if out.exists() and not config.overwrite:
-        raise DsrlError(f"{out} exists; choose another file or pass --overwrite")
+    check_out(out, config.overwrite)
     if config.episodes < 1:
         raise DsrlError(f"episodes is {config.episodes}; at least one is needed")
     if not 0.0 <= config.p_calibrated <= 1.0:

@@ -29,6 +29,7 @@ from dsrl.config import (
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
+from dsrl.files import check_out
 from dsrl.guidance_curve import guidance_curve
 from dsrl.noise import NoiseSpace, reduced_spaces
 from dsrl.plugins import ENVS, POLICIES, load_plugins
@@ -92,8 +93,7 @@ def inspect(config: InspectConfig) -> None:
 
 def export(config: ExportConfig) -> None:
     """``dsrl export``"""
-    if config.out.exists() and not config.overwrite:
-        raise DsrlError(f"{config.out} exists; choose another name or pass --overwrite")
+    check_out(config.out, config.overwrite)
     policy, env = load_run(config.run, config.agent, "cpu")
     policy.spec = replace(policy.spec, env=env)  # the base policy may have been made for another one, or for none
     save_policy(policy, config.out)

@@ -16,9 +16,9 @@ from dsrl.cfgrl import Guided
 from dsrl.config import to_dict
 from dsrl.data import Trajectories
 from dsrl.demos import read_demos
-from dsrl.errors import DsrlError
 from dsrl.extract_config import GOAL_MODES, ExtractConfig
 from dsrl.extract_modes import Job, Lesson, prepare
+from dsrl.files import check_out
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import load_policy, save_policy, spelled
 from dsrl.pretrained.hub import local_data
@@ -43,8 +43,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(markup=False, highlight=False)
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
-    if out.exists() and not config.overwrite:
-        raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    check_out(out, config.overwrite)
     config = replace(config, dataset=local_data(config.dataset))
     base: Any = load_policy(config.base_policy, **vars(config.load), device=config.device)
     data = read_demos(config.dataset, base, base.spec.env)

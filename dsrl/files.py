@@ -7,12 +7,13 @@ import errno
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dsrl.errors import RunFailed
+from dsrl.errors import DsrlError, RunFailed
 
 
 @contextmanager
@@ -33,6 +34,24 @@ def writing(path: Path) -> Iterator[None]:
         raise RunFailed(
             f"{path} could not be written: {error.strerror or error}. What was written before is intact"
         ) from error
+
+
+def check_out(path: Path, overwrite: bool) -> None:
+    """Whether a file may be written, before the work that makes it.
+
+    Raises:
+        DsrlError: when it exists and is not to be replaced, is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise DsrlError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise DsrlError(f"{path} exists; choose another name, or replace it with --overwrite")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise DsrlError(f"{path} cannot be written: {there}: {error.strerror}; choose another place") from error
 
 
 @contextmanager

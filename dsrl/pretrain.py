@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsrl.errors import DsrlError
+from dsrl.files import check_out
 
 if TYPE_CHECKING:
     from dsrl.data import Trajectories
@@ -88,8 +89,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
     out = config.out if config.out.suffix else config.out / "ckpt.pt"
-    if out.exists() and not config.overwrite:
-        raise DsrlError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    check_out(out, config.overwrite)
     _check(config)
     config = replace(config, dataset=local_data(config.dataset))
     data = read_hdf5(config.dataset)

@@ -22,7 +22,7 @@ from dsrl.demos import read_demos, under_convention
 from dsrl.edm import EDMConfig
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
-from dsrl.files import write_text
+from dsrl.files import check_out, write_text
 from dsrl.policy import FrozenPolicy
 from dsrl.policy_guidance import PolicyGuidance, Target
 from dsrl.policy_targets import TargetKind, histories, make_target
@@ -108,8 +108,7 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
         RunFailed: when the loss is no longer finite.
     """
     console = console or Console(markup=False, highlight=False)
-    if config.out.exists() and not config.overwrite:
-        raise DsrlError(f"{config.out} exists; choose another --out, or replace it with --overwrite")
+    check_out(config.out, config.overwrite)
     policy, env = _policy(config)
     recorded = read_demos(config.dataset, policy, env)
     reward = resolve_reward(recorded.env or EnvSpec("gymnasium", ""), config.reward)

@@ -50,4 +50,4 @@ def test_synthetic_data_warm_start_an_agent_which_makes_them_anew(dsrl, toy_data
     flags = ["--steps", 5, "--hidden-dims", 16, 16, 16, "--eval-episodes", 0, "--out", tmp_path / "clone.pt"]
     assert dsrl("pretrain", "--dataset", made, *flags).returncode == 0
     done = dsrl("synthesize", "--dataset", toy_dataset, "--policy", toy_checkpoint, "--out", made)
-    assert done.returncode == 2 and "exists; choose another --out" in done.stderr
+    assert done.returncode == 2 and "exists; choose another name" in done.stderr

@@ -119,7 +119,8 @@ def with_data(config, tmp_path, change):
 def test_what_cannot_work_is_refused_before_anything_is_trained(config, made, tmp_path):
     fresh = replace(config, out=tmp_path / "x.hdf5")
     refusals = {
-        "made.hdf5 exists; choose another --out": config,
+        "made.hdf5 exists; choose another name": config,
+        "cannot be written": replace(config, out=config.dataset / "x.hdf5"),
         "no window of 64 env steps: its longest episode has": replace(fresh, window=64),
         "--window is 10 env steps, the policy plays chunks of 4": replace(fresh, window=10),
         "actions of 3 numbers, the policy plays 2": with_data(
