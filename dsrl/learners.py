@@ -19,9 +19,6 @@ class Learners:
     Only the last episodes of all three count, for the actor soon is another one, and one that had failed is tried
     again.
 
-    The more the actor has learned, the better the direction of its mean, and the less it gains by being stretched. So
-    every third episode, from the first one on, flies with the mean itself, whatever it did before.
-
     Failures take longer than successes. So episodes count in the order in which they began.
 
     Args:
@@ -32,7 +29,6 @@ class Learners:
         self.memory = memory
         self.fresh = 0
         """episodes that have begun to count since this was last set to 0"""
-        self._taken_off = 0
         self._flown: list[list[float]] = []
         """reach and result"""
         self._under_way: list[list[Any]] = []
@@ -40,12 +36,11 @@ class Learners:
 
     def state(self) -> dict[str, Any]:
         """Plain values."""
-        under_way = [list(each) for each in self._under_way]
-        return {"flown": list(self._flown), "under_way": under_way, "fresh": self.fresh, "taken_off": self._taken_off}
+        return {"flown": list(self._flown), "under_way": [list(each) for each in self._under_way], "fresh": self.fresh}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` returned."""
-        self._flown, self.fresh, self._taken_off = list(state["flown"]), state["fresh"], state["taken_off"]
+        self._flown, self.fresh = list(state["flown"]), state["fresh"]
         self._under_way = [list(each) for each in state["under_way"]]
 
     def results(self, reach: float) -> list[float]:
@@ -54,8 +49,7 @@ class Learners:
 
     def take_off(self, env: int) -> float:
         """The reach that flies in this environment from now on."""
-        self._taken_off += 1
-        reach = 1.0 if self._taken_off % 3 == 1 else max(REACHES, key=self._promise)
+        reach = max(REACHES, key=self._promise)
         self._under_way.append([env, reach, None])
         return reach
 

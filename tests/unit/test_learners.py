@@ -32,24 +32,6 @@ def test_one_that_had_failed_is_tried_again_and_may_be_the_best_later():
     assert learners.best(6) == 1.5
 
 
-def test_every_third_episode_flies_with_the_mean_itself():
-    """What did worse early does best later, and somebody must see it."""
-    learners = Learners()
-    flown = fly(learners, {1.0: 0.0, 1.5: 1.0, 2.0: 0.0}, 60)
-    assert flown[::3] == [1.0] * 20 and flown.count(1.5) > 30
-    assert learners.best(6) == 1.5
-    fly(learners, {1.0: 1.0, 1.5: 0.7, 2.0: 0.0}, 60)
-    assert learners.best(6) == 1.0
-
-
-def test_what_is_restored_flies_on_as_if_nothing_had_happened():
-    one, other = Learners(), Learners()
-    rates = {1.0: 0.6, 1.5: 0.5, 2.0: 0.4}
-    fly(one, rates, 17)
-    other.restore(one.state())
-    assert fly(other, rates, 30, seed=1) == fly(one, rates, 30, seed=1)
-
-
 def test_environments_that_fly_at_once_do_not_all_try_the_same():
     learners = Learners()
     assert {learners.take_off(env) for env in range(3)} == set(REACHES)

@@ -70,7 +70,7 @@ def test_a_copy_of_the_actor_is_deployed_once_its_episodes_are_as_good():
         model.pilots = Pilots(trial=4)
         model.pilots.results = {"base": deque([0.0] * 20), "candidates": deque([1.0] * 4)}
         flown = [[reach, float(success < successes)] for success in range(4)]
-        model.pilots.learners.restore({"flown": flown, "under_way": [], "fresh": 4, "taken_off": 0})
+        model.pilots.learners.restore({"flown": flown, "under_way": [], "fresh": 4})
         model.pilots.start(2, warming_up=True)
         finish_episodes(model)
         assert model.deployed == deployed

@@ -112,7 +112,7 @@ def judged(
 
 def teach(pilots: Pilots, results: list[float], reach: float = 1.0) -> None:
     flown = [[reach, result] for result in results]
-    pilots.learners.restore({"flown": flown, "under_way": [], "fresh": len(flown), "taken_off": 0})
+    pilots.learners.restore({"flown": flown, "under_way": [], "fresh": len(flown)})
 
 
 def test_nobody_is_judged_before_both_have_flown_enough():
