@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 
 from dsrl.errors import DsrlError
+from dsrl.files import nearest_existing, why_not_writable
 from dsrl.frames import find_encoder
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -142,9 +142,7 @@ def _check_gpu() -> Check:
 
 def check_room(runs: Path) -> Iterator[Check]:
     """Whether runs can be written, and how much room there is."""
-    place = runs.absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest_existing(runs)
     free = shutil.disk_usage(place).free / 1e9
     status = PROBLEM if free < _LEAST_FREE else WARNING if free < _LITTLE_FREE else OK
     fix = (
@@ -153,12 +151,9 @@ def check_room(runs: Path) -> Iterator[Check]:
         else f"free some space, or write elsewhere with --run-dir (a run takes up to {_LITTLE_FREE:g} GB)"
     )
     yield Check("machine", "disk", status, f"{free:.1f} GB free for {runs}", fix)
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
+    if problem := why_not_writable(place):
         fix = f"make {place} writable, or write elsewhere with --run-dir"
-        yield Check("machine", "run folder", PROBLEM, f"{place} cannot be written: {error.strerror or error}", fix)
+        yield Check("machine", "run folder", PROBLEM, f"{place} cannot be written: {problem}", fix)
     else:
         yield Check("machine", "run folder", OK, f"{runs} can be written")
 

@@ -46,12 +46,24 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise DsrlError(f"{path} is a folder; give the name of a file")
     if path.exists() and not overwrite:
         raise DsrlError(f"{path} exists; choose another name, or replace it with --overwrite")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    there = nearest_existing(path.parent)
+    if problem := why_not_writable(there):
+        raise DsrlError(f"{path} cannot be written: {there}: {problem}; choose another place")
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def why_not_writable(folder: Path) -> str:
+    """What keeps a new file out of it; empty when nothing does."""
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
     except OSError as error:
-        raise DsrlError(f"{path} cannot be written: {there}: {error.strerror}; choose another place") from error
+        return error.strerror or str(error)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_room_and_permission_are_those_of_the_nearest_folder(tmp_path, monkeypat
     def refused(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
     found = by_name(check_room(tmp_path))
     assert found["disk"].status == PROBLEM and "0.1 GB" in found["disk"].found
     assert found["run folder"].status == PROBLEM and "make" in found["run folder"].fix
