@@ -3,6 +3,9 @@
 Every policy is imperfect in the same way as the one that ships (see ``base_policy.py``): two operators demonstrate, one
 of them sees the object displaced, and which one acts is drawn per episode. Their failures are kept, so that the policy
 that clones them hesitates between two ways of acting, and the noise decides.
+
+``benchmarks/bases`` holds what the recipes gave once: another processor rounds in another way and gets other weights,
+and runs on them could not be compared.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from dsrl.pretrain import PretrainConfig, pretrain
 from dsrl.pretrained import DEFAULT_CHECKPOINT
 
 FOLDER = Path("runs/benchmark/bases")
+MADE = Path(__file__).with_name("bases")
 EXPERT_EPISODES = 40
 
 
@@ -126,13 +130,14 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def base_policy(task: Task, folder: Path = FOLDER) -> Path:
-    """The checkpoint ``folder/<task>/policy.pt``, made when it is not there; its demonstrations stay beside it."""
+    """The checkpoint ``folder/<task>/policy.pt``: that of ``benchmarks/bases``, else made by its recipe."""
     path = folder / task.name / "policy.pt"
     if path.exists():
         return path
-    if task.pretrain is None:
+    made = DEFAULT_CHECKPOINT if task.pretrain is None else MADE / f"{task.name}.pt"
+    if task.pretrain is None or made.exists():
         with replacing(path) as temporary:
-            shutil.copyfile(DEFAULT_CHECKPOINT, temporary)
+            shutil.copyfile(made, temporary)
         return path
     return pretrain(PretrainConfig(dataset=dataset(task, folder), out=path, eval_episodes=0, **task.pretrain))
 
