@@ -1,8 +1,9 @@
 """Point mazes of OGBench for ``guidance.py``: one task with rewards, or goals; every policy plays chunks of five steps.
 
 What differs from the paper (arXiv 2505.23458), to fit a CPU core: chunks of 5 actions instead of 1, so that values
-travel in a fifth of the backups; networks of 256 units, thousands of gradient steps instead of a million, 10 Euler
-steps instead of 16.
+travel in a fifth of the backups; policies of 3 x 256 units and 30,000 gradient steps instead of 4 x 512 and a million,
+10 Euler steps instead of 16. Smaller is worse: 3 x 128 units without LayerNorm and 20,000 steps succeeded in 26 % of the
+episodes of pointmaze-large with weight 1 and in none with 1.5, where these succeed in 92 and 80 % (one seed, 25 to 50).
 """
 
 import pickle
@@ -43,8 +44,9 @@ GAMMA = 0.995
 WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 TEMPERATURES = (1.0, 3.0, 10.0, 30.0)
 """inverse ones, of advantages in env steps: those of the paper"""
-NETWORK = {"type": "mlp", "hidden_dims": [256, 256, 256]}
-VALUES = ValuesConfig(expectile=0.9, tau=0.03, hidden_dims=(256, 256), steps=40_000, lr=3e-4)
+LAYERS = {"hidden_dims": [256, 256, 256], "activation": "GELU", "layer_norm": True}
+NETWORK = {"type": "mlp", **LAYERS}
+VALUES = ValuesConfig(expectile=0.9, tau=0.03, hidden_dims=(128, 128), steps=15_000, lr=1e-3)
 N_ENVS = 25
 REPORT, CHOICE = 10_000_000, 20_000_000
 """first seeds of the episodes that are reported, and of those that a setting is chosen on"""
@@ -55,7 +57,7 @@ class Training:
     """Of one policy."""
 
     seed: int
-    steps: int = 20_000
+    steps: int = 30_000
     batch_size: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -150,7 +152,7 @@ def awr_flow(maze: Maze, seed: int) -> list[Row]:
 
 def awr_gauss(maze: Maze, seed: int) -> list[Row]:
     """Of a Gaussian one with unit deviation, as in the paper: evaluated at its mean."""
-    network = {"type": "gaussian", "hidden_dims": [256, 256, 256], "learn_std": False}
+    network = {"type": "gaussian", **LAYERS, "learn_std": False}
     return _awr(maze, seed, lambda spec: GaussianPolicy(spec, GaussianConfig(network)), 1, 0.0)
 
 

@@ -65,7 +65,7 @@ class NAConfig:
     """noises of the prior from which the critics choose, where they do"""
     deploy: Literal["auto", "actor", "candidates"] = "auto"
     """what acts in the end: the mean of the averaged actor, the best of the candidates by the critics, or, in auto, the
-    base policy, the candidates and copies of the averaged actor, each once it did as well in episodes of training"""
+    base policy, the candidates and copies of the averaged actor, each once it did so well in episodes of training"""
     distill_noises: int = 2
     """noises of the pool per observation in a distillation step"""
     distill_after: int = 0

@@ -25,7 +25,7 @@ class Pilots:
     :class:`~dsrl.learners.Learners` finds the most promising; the incumbent, which is what would be deployed, a
     quarter, and the critics' choice among noises of the prior another one. All of them are learned from anyhow, so the
     comparison costs no env step. Round after round the best reach is judged by its last episodes: a copy of the learner
-    with it is the next incumbent when they went at least as well as the incumbent's, for it has learned longer. They
+    with it is the next incumbent unless they clearly went worse than the incumbent's, for it has learned longer. They
     must also lead over the base policy's warm-up beyond chance (:func:`~dsrl.statistics.lead`).
 
     An actor that learns from its own episodes alone learns little where it flies badly. The candidates stay inside what
@@ -47,7 +47,8 @@ class Pilots:
         first: episodes that the candidates fly before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
         confidence: standard errors by which the learner must lead over the base policy; 1.28 is 90 %, one-sided.
-        doubt: standard errors by which an actor that fell behind the base policy gives way; 0.67 is 75 %.
+        doubt: standard errors by which an actor is clearly worse: the learner than the incumbent, an incumbent, which
+            then gives way, than the base policy; 0.67 is 75 %.
     """
 
     TURNS = (LEARNER, CANDIDATES, LEARNER, INCUMBENT)
@@ -56,8 +57,8 @@ class Pilots:
         self,
         window: int = 20,
         trust: int = 4,
-        trial: int = 6,
-        round_size: int = 3,
+        trial: int = 4,
+        round_size: int = 2,
         first: int = 4,
         enough: int = 40,
         confidence: float = 1.28,
@@ -147,7 +148,7 @@ class Pilots:
             return None
         self.learners.fresh = 0
         flown = self.learners.results(best)
-        if np.mean(flown) < np.mean(defended) or lead(flown, self.results.get(BASE, ())) < self.confidence:
+        if lead(flown, defended) < -self.doubt or lead(flown, self.results.get(BASE, ())) < self.confidence:
             return None
         self.successions += 1
         self.results[PROOF], self.results[INCUMBENT] = self._deque(PROOF, flown), self._deque(INCUMBENT)
