@@ -2,8 +2,8 @@
 
 Seed 0 of everything comes first, so that a benchmark that is cut short is still balanced. What is finished is merged
 into ``benchmarks/results/steering_{curves,final}.csv`` after every run; a run that these files hold is not repeated,
-even where its folder is gone. The end is ``steering.md`` and ``steering.png`` beside them. Flags that are not listed
-by ``--help`` go to ``dsrl finetune``.
+even where its folder is gone, as long as the base policy is the same. The end is ``steering.md`` and ``steering.png``
+beside them. Flags that are not listed by ``--help`` go to ``dsrl finetune``.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from pathlib import Path
 from steering_results import Key, Results
 from steering_table import markdown
 from tasks import FOLDER, TASKS, base_policy, demonstrations
+
+from dsrl.pretrained import load_policy
 
 METHODS = ("na", "na-60", "na-exact", "na-demos", "sac", "ppo", "reference")
 
@@ -99,6 +101,11 @@ def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]
     named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     others = "--final-controls" if controls else "--no-final-controls"
     return [*named, others, "--overwrite", *method_flags(method, task, bases)]
+
+
+def hashes(tasks: Iterable[str], bases: Path) -> dict[str, str]:
+    """Of the tasks' base policies."""
+    return {task: load_policy(base_policy(TASKS[task], bases), device="cpu").spec.sha256 for task in tasks}
 
 
 def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:
@@ -214,7 +221,7 @@ def main() -> int:
     interrupted = False
     if not args.collect_only:
         keys = planned(args.tasks, args.methods, args.seeds)
-        held = set() if args.again else results.held()
+        held = set() if args.again else results.held(hashes(args.tasks, args.bases))
         missing = [key for key in keys if key not in held and not results.finished(key)]
         print(f"{len(missing)} of {len(keys)} runs to do, {args.jobs} at a time, in {args.runs}", flush=True)
         try:

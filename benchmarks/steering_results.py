@@ -24,6 +24,8 @@ FINAL_COLUMNS = (
     *("task", "method", "seed", "policy", "success_rate", "low", "high"),
     *("held_rate", "episodes", "mean_length", "base_sha256", "commit"),
 )
+_HASH = 12
+"""letters of a base policy's hash that are written down"""
 _TEXT = ("task", "method", "policy", "base_sha256", "commit")
 
 # Okabe and Ito: told apart by everybody
@@ -64,9 +66,9 @@ class Results:
         """Whether a run came to its end and its folder is here."""
         return (self.run_dir(key) / "comparison.json").exists()
 
-    def held(self) -> set[Key]:
-        """The runs that the CSV files hold whole."""
-        return {_key(row) for row in read_rows(self.final_path)}
+    def held(self, bases: Mapping[str, str]) -> set[Key]:
+        """The runs that the CSV files hold whole, of the tasks' base policies with these hashes."""
+        return {_key(row) for row in read_rows(self.final_path) if _is_of(row, bases)}
 
     def controls(self) -> set[str]:
         """The tasks whose base policy was played without learning, seed 0, in all ways."""
@@ -81,7 +83,8 @@ class Results:
     def collect(self) -> None:
         """Merge the runs that are finished here; rows of runs whose folders are elsewhere stay what they were.
 
-        So does what needs no learning, where a run did not measure it again for the same base policy.
+        So does what needs no learning, where a run did not measure it again. What other base policies did on the same
+        task cannot be compared, and is dropped.
         """
         found = {}
         for path in self.runs.glob("*/*/seed*/comparison.json"):
@@ -89,21 +92,18 @@ class Results:
             found[(task, method, int(seed.removeprefix("seed")))] = path.parent
         if not found:
             return
+        compared = {key: _comparison(key, folder) for key, folder in found.items()}
+        bases = {key[0]: rows[0]["base_sha256"] for key, rows in compared.items()}
         old_curves, old_final = self.read()
-        curves: list[Row] = [row for row in old_curves if _key(row) not in found]
-        final: list[Row] = [row for row in old_final if _key(row) not in found]
-        for key, folder in found.items():
-            curves += _curve(key, folder)
-            new = _comparison(key, folder)
-            measured = {row["policy"] for row in new}
+        old_final = [row for row in old_final if _is_of(row, {row["task"]: row["base_sha256"], **bases})]
+        kept = {_key(row) for row in old_final} - found.keys()
+        curves: list[Row] = [row for row in old_curves if _key(row) in kept]
+        final: list[Row] = [row for row in old_final if _key(row) in kept]
+        for key, new in compared.items():
+            curves += _curve(key, found[key])
             final += new
-            final += [
-                row
-                for row in old_final
-                if _key(row) == key
-                and row["policy"] in set(CONTROLS) - measured
-                and row["base_sha256"] == new[0]["base_sha256"]
-            ]
+            unmeasured = set(CONTROLS) - {row["policy"] for row in new}
+            final += [row for row in old_final if _key(row) == key and row["policy"] in unmeasured]
         _write(self.curves_path, CURVE_COLUMNS, curves)
         _write(self.final_path, FINAL_COLUMNS, final)
 
@@ -117,6 +117,10 @@ class Results:
         print(text)
         write_text(self.folder / "steering.md", text)
         draw(curves, final, self.folder / "steering.png")
+
+
+def _is_of(row: Row, bases: Mapping[str, str]) -> bool:
+    return bool(row["base_sha256"] == bases.get(row["task"], "")[:_HASH])
 
 
 def _key(row: Row) -> Key:
@@ -136,8 +140,8 @@ def _curve(key: Key, folder: Path) -> list[dict[str, Any]]:
 def _comparison(key: Key, folder: Path) -> list[dict[str, Any]]:
     base = json.loads((folder / "base_policy.json").read_text(encoding="utf-8"))
     git = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("git") or {}
-    # the base policies are made anew on every machine: which one it was, and what steered it
-    origin = {"base_sha256": base["sha256"][:12], "commit": (git.get("sha") or "")[:10]}
+    # which base policy it was, and what steered it
+    origin = {"base_sha256": base["sha256"][:_HASH], "commit": (git.get("sha") or "")[:10]}
     rows = []
     for row in json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["rows"]:
         entry = dict(zip(FINAL_COLUMNS, key, strict=False))

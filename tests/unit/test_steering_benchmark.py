@@ -69,12 +69,15 @@ def test_seed_0_of_everything_comes_first(steering):
     assert "ppo" not in {method for task, method, _ in steering.planned(steering.PLANS, None, None) if task != "lift"}
 
 
-def write_run(folder, rate, controls=()):
+SHA256 = "12e4" * 16
+
+
+def write_run(folder, rate, controls=(), sha256=SHA256):
     folder.mkdir(parents=True, exist_ok=True)
     header = "env_steps,policy,deterministic,episodes,success_rate,success_low,success_high,mean_length,wall_seconds\n"
     rows = f"0,base,False,50,0.4,0.3,0.5,30,0.0\n1000,steered,True,50,{rate},0.8,1.0,30,5.0\n"
     (folder / "evaluations.csv").write_text(header + rows)
-    (folder / "base_policy.json").write_text(json.dumps({"sha256": "12e4" * 16}))
+    (folder / "base_policy.json").write_text(json.dumps({"sha256": sha256}))
     (folder / "environment.json").write_text(json.dumps({"git": None}))
     row = {"episodes": 100, "success_rate": rate, "success_low": 0.8, "success_high": 1.0, "held_rate": 1.0}
     rows = [{**row, "policy": policy, "mean_length": 30.0} for policy in ("base, N(0, I)", *controls, "steered")]
@@ -112,10 +115,24 @@ def test_results_outlive_their_run_folders(steering, tmp_path):
     before = (results.curves_path.read_bytes(), results.final_path.read_bytes())
     results.collect()
     assert (results.curves_path.read_bytes(), results.final_path.read_bytes()) == before
-    assert results.held() == {("can", "na", 0), ("can", "sac", 1)}
+    assert results.held({"can": SHA256}) == {("can", "na", 0), ("can", "sac", 1)}
+    assert results.held({"can": "a" * 64}) == results.held({"lift": SHA256}) == set()
     curves, final = results.read()
     assert [row["success_rate"] for row in curves] == ["0.4", "0.95", "0.4", "0.85"]
     assert {row["base_sha256"] for row in final} == {"12e412e412e4"}
     results.report()
     assert "| can | na | 1,000 (1,000) |" in (out / "steering.md").read_text()
     assert (out / "steering.png").stat().st_size > 0
+
+
+def test_runs_on_another_base_policy_are_dropped_of_the_same_task_alone(steering, tmp_path):
+    out = tmp_path / "results"
+    for task in ("can", "lift"):
+        write_run(tmp_path / "one" / task / "reference" / "seed0", 0.95, ("zero noise",))
+    steering.Results(tmp_path / "one", out).collect()
+    write_run(tmp_path / "two" / "can" / "na" / "seed0", 0.85, sha256="a" * 64)
+    results = steering.Results(tmp_path / "two", out)
+    results.collect()
+    assert results.held({"can": "a" * 64, "lift": SHA256}) == {("can", "na", 0), ("lift", "reference", 0)}
+    for rows in results.read():
+        assert {(row["task"], row["method"]) for row in rows} == {("can", "na"), ("lift", "reference")}
