@@ -68,7 +68,8 @@ class Results:
 
     def held(self, bases: Mapping[str, str]) -> set[Key]:
         """The runs that the CSV files hold whole, of the tasks' base policies with these hashes."""
-        return {_key(row) for row in read_rows(self.final_path) if _is_of(row, bases)}
+        rows = read_rows(self.final_path)
+        return {_key(row) for row in rows if row["base_sha256"] == bases.get(row["task"], "")[:_HASH]}
 
     def controls(self) -> set[str]:
         """The tasks whose base policy was played without learning, seed 0, in all ways."""
@@ -95,7 +96,7 @@ class Results:
         compared = {key: _comparison(key, folder) for key, folder in found.items()}
         bases = {key[0]: rows[0]["base_sha256"] for key, rows in compared.items()}
         old_curves, old_final = self.read()
-        old_final = [row for row in old_final if _is_of(row, {row["task"]: row["base_sha256"], **bases})]
+        old_final = [row for row in old_final if row["base_sha256"] == bases.get(row["task"], row["base_sha256"])]
         kept = {_key(row) for row in old_final} - found.keys()
         curves: list[Row] = [row for row in old_curves if _key(row) in kept]
         final: list[Row] = [row for row in old_final if _key(row) in kept]
@@ -117,10 +118,6 @@ class Results:
         print(text)
         write_text(self.folder / "steering.md", text)
         draw(curves, final, self.folder / "steering.png")
-
-
-def _is_of(row: Row, bases: Mapping[str, str]) -> bool:
-    return bool(row["base_sha256"] == bases.get(row["task"], "")[:_HASH])
 
 
 def _key(row: Row) -> Key:

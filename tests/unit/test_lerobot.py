@@ -40,7 +40,7 @@ def answer(path, name=NEW, **options):
 
 
 def exact(name):
-    """A policy in double precision with its observations and noise: in single, processors round by up to 1e-5."""
+    """A policy in double precision with its observations and noise: in single, processors differ by 1e-5."""
     obs, noise, _ = golden(name)
     return load(GOLDEN / name).double(), {key: value.double() for key, value in obs.items()}, noise.double()
 

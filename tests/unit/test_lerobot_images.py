@@ -66,7 +66,7 @@ def refused(path, message):
 def test_it_answers_as_in_lerobot(policies, name):
     obs, noise, cond, chunk = golden(name)
     policy = policies[name]
-    # in single precision processors round by up to 1e-5
+    # in single precision processors differ by 1e-5
     exact, wide = deepcopy(policy).double(), {key: value.double() for key, value in obs.items()}
     torch.testing.assert_close(exact.encode(wide), cond.double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(exact.sample(wide, noise.double()), chunk.double(), atol=1e-5, rtol=0)
