@@ -50,9 +50,9 @@ class Task:
         return replace(demos, seed=1000 + demos.seed, episodes=EXPERT_EPISODES, p_calibrated=1.0, keep_failures=False)
 
 
-# Measured by `dsrl probe --states 25 --repeats 8` of what the recipes gave before `bases`: pass@1 and pass@8 of N(0, I),
-# success with zero and with half the noise on the same 25 states; in brackets N(0, I), zero and half the noise on 75
-# other states, one episode each. Seconds are those of one thread, collect + pretrain.
+# Measured by `dsrl probe --states 25 --repeats 8` of what the recipes gave before `bases`: pass@1 and pass@8 of
+# N(0, I), success with zero and with half the noise on the same 25 states; in brackets N(0, I), zero and half the
+# noise on 75 other states, one episode each. Seconds are those of one thread, collect + pretrain.
 _ALL = (
     Task(
         "lift",
