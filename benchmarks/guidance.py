@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import guidance_lift as lift
+import guidance_anchored as anchored
 import guidance_mazes as mazes
 from guidance_table import markdown
 from mazes import FOLDER as MAZES
@@ -35,19 +35,20 @@ SINGLE = {
     "awr-flow": mazes.awr_flow,
 }
 GOALS = {"goal": mazes.goal, "hierarchical": mazes.hierarchical}
-LIFT = {
-    "anchored": lift.extracted,
-    "steered-base": lift.steered_base,
-    "steered-guided": lift.steered_guided,
-    "steered-weight": lift.steered_weight,
+ANCHORED = {
+    "anchored": anchored.extracted,
+    "steered-base": anchored.steered_base,
+    "steered-guided": anchored.steered_guided,
+    "steered-weight": anchored.steered_weight,
 }
-SEEDS = {"lift": (0, 1, 2)}
+SEEDS = {"lift": (0, 1, 2), "cube": (0, 1, 2)}
 TASKS: dict[str, dict[str, Callable[..., list[dict[str, Any]]]]] = {
     "large": SINGLE,
     "teleport": SINGLE,
     "goals-large": GOALS,
     "goals-giant": GOALS,
-    "lift": LIFT,
+    "cube": ANCHORED,
+    "lift": ANCHORED,
 }
 
 
@@ -67,8 +68,8 @@ def run(key: Key, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One method on one task with one seed: its rows."""
     task, method, seed = key
     call = TASKS[task][method]
-    if task == "lift":
-        return call(lift.Lift(args.bases, args.runs / "lift"), seed)
+    if TASKS[task] is ANCHORED:
+        return call(anchored.Manipulation(task, args.bases, args.runs / task), seed)
     has_goals = task.startswith("goals-")
     maze = mazes.Maze(task.removeprefix("goals-"), has_goals, args.mazes, args.runs / "mazes", args.episodes)
     return call(maze, seed)
@@ -109,7 +110,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=50, help="in a maze, reported, and as many to choose a setting")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark/guidance"))
     parser.add_argument("--mazes", type=Path, default=MAZES, help="recorded data of the mazes")
-    parser.add_argument("--bases", type=Path, default=lift.FOLDER, help="base policy and demos of Lift, see tasks.py")
+    parser.add_argument("--bases", type=Path, default=anchored.FOLDER, help="base policies and demos, see tasks.py")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--table", action="store_true", help="write the table of the CSV, run nothing")
     return parser.parse_args()

@@ -167,7 +167,7 @@ def run_all(keys: Sequence[Key], results: Results, bases: Path, jobs: int, extra
     children = Children()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures, known = {}, results.controls()
+            futures, known = {}, results.controls(hashes({key[0] for key in keys}, bases))
             for key in keys:
                 run_dir = results.run_dir(key)
                 # they are properties of the base policy: one run per task measures them

@@ -68,13 +68,12 @@ class Results:
 
     def held(self, bases: Mapping[str, str]) -> set[Key]:
         """The runs that the CSV files hold whole, of the tasks' base policies with these hashes."""
-        rows = read_rows(self.final_path)
-        return {_key(row) for row in rows if row["base_sha256"] == bases.get(row["task"], "")[:_HASH]}
+        return {_key(row) for row in read_rows(self.final_path) if _is_of(row, bases)}
 
-    def controls(self) -> set[str]:
-        """The tasks whose base policy was played without learning, seed 0, in all ways."""
-        _, final = self.read()
-        known = {(row["task"], row["policy"]) for row in final if (row["method"], row["seed"]) == ("na", "0")}
+    def controls(self, bases: Mapping[str, str]) -> set[str]:
+        """The tasks whose base policy, with these hashes, was played without learning, seed 0, in all ways."""
+        rows = [row for row in read_rows(self.final_path) if _is_of(row, bases) and _key(row)[1:] == ("na", 0)]
+        known = {(row["task"], row["policy"]) for row in rows}
         return {task for task, _ in known if all((task, policy) in known for policy in CONTROLS)}
 
     def read(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -122,6 +121,11 @@ class Results:
 
 def _key(row: Row) -> Key:
     return row["task"], row["method"], int(row["seed"])
+
+
+def _is_of(row: Row, bases: Mapping[str, str]) -> bool:
+    """Whether a base policy with one of these hashes was steered."""
+    return row["base_sha256"] == bases.get(row["task"], "")[:_HASH]
 
 
 def _curve(key: Key, folder: Path) -> list[dict[str, Any]]:

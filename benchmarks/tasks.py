@@ -124,6 +124,19 @@ _ALL = (
         },
         {"horizon": 5, "n_action_steps": 5, "steps": 6_000},
     ),
+    # for guidance.py
+    Task(
+        "cube",
+        {
+            "env": "ogbench/cube-single-singletask",
+            "episodes": 150,
+            "seed": 3,
+            "p_calibrated": 0.5,
+            "offset": (0.04, 0.0, 0.0),
+            "max_episode_steps": 80,
+        },
+        {"horizon": 5, "n_action_steps": 5, "steps": 6_000},
+    ),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

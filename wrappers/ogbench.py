@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,7 +80,11 @@ class OGBenchEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, spec: EnvSpec, render_mode: str | None = None) -> None:
         self.env_spec = resolve(spec)
         self.render_mode = render_mode
-        self.simulator = _make_simulator(self.env_spec, render_mode)
+        with warnings.catch_warnings():
+            # of OGBench's own boxes, and of the window that nobody asked for
+            warnings.filterwarnings("ignore", message=".*(precision lowered by casting|DISPLAY environment variable)")
+            self.simulator = _make_simulator(self.env_spec, render_mode)
+            box = self.simulator.action_space
         self._random = np.random.MT19937(0)
         self._goal = np.zeros(0, np.float32)
         self._steps = 0
@@ -87,7 +92,6 @@ class OGBenchEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.obs_shapes = {key: parts[key].shape for key in self.env_spec.obs_keys}
         size = sum(int(np.prod(shape)) for shape in self.obs_shapes.values())
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        box = self.simulator.action_space
         self.action_space = spaces.Box(box.low.astype(np.float32), box.high.astype(np.float32), dtype=np.float32)
 
     def reset(

@@ -10,7 +10,7 @@ from dsrl.data import Trajectory
 from dsrl.files import read_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OURS = ("guidance", "guidance_lift", "guidance_mazes", "guidance_table", "mazes", "tasks")
+OURS = ("guidance", "guidance_anchored", "guidance_mazes", "guidance_table", "mazes", "tasks")
 
 
 @pytest.fixture(autouse=True)

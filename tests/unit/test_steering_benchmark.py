@@ -95,10 +95,11 @@ def test_what_needs_no_learning_is_measured_once(steering, tmp_path, monkeypatch
     results = steering.Results(tmp_path / "runs", tmp_path / "results")
     write_run(tmp_path / "runs" / "can" / "na" / "seed0", 0.7, controls)
     results.collect()
-    assert results.controls() == {"can"}
+    assert results.controls({"can": SHA256}) == {"can"}
+    assert results.controls({"can": "0" * 64}) == set(), "another base policy"
     write_run(tmp_path / "runs" / "can" / "na" / "seed0", 0.9)
     results.collect()
-    assert results.controls() == {"can"}
+    assert results.controls({"can": SHA256}) == {"can"}
     rates = {row["policy"]: row["success_rate"] for row in results.read()[1]}
     assert rates == {"base, N(0, I)": "0.9", "steered": "0.9", **dict.fromkeys(controls, "0.7")}
     flags = [steering.run_flags(("can", "sac", 0), tmp_path, tmp_path, controls) for controls in (True, False)]

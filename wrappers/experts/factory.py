@@ -24,12 +24,23 @@ def make_expert(env_spec: EnvSpec, env: gymnasium.Env) -> Expert:
 
         return MetaWorldExpert(env_spec.name)
     if env_spec.family == "ogbench":
+        return _ogbench(env_spec, env)
+    raise DsrlError(
+        f"there is no scripted expert for '{env_spec.id}'; robosuite, Meta-World, OGBench's point mazes and its "
+        "single cube have one"
+    )
+
+
+def _ogbench(env_spec: EnvSpec, env: gymnasium.Env) -> Expert:
+    if env_spec.name.startswith("cube-single"):
+        from dsrl.wrappers.experts.cube import CubeExpert
+
+        return CubeExpert(env)
+    if env_spec.name.startswith("pointmaze"):
         from dsrl.wrappers.experts.maze import MazeWanderer
 
         return MazeWanderer(env)
-    raise DsrlError(
-        f"there is no scripted expert for '{env_spec.id}'; robosuite, Meta-World and OGBench's point mazes have one"
-    )
+    raise DsrlError(f"there is no scripted expert for '{env_spec.id}'; pointmaze-... and cube-single-... have one")
 
 
 def _robosuite(env_spec: EnvSpec) -> Expert:

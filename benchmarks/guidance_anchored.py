@@ -1,4 +1,4 @@
-"""Lift with the policy that ships, for ``guidance.py``: extraction from its own 200 demos, and steering after it."""
+"""Base policies of manipulation tasks, for ``guidance.py``: extraction from their own demos, and steering after it."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from dsrl.values import ValuesConfig
 
 Row = dict[str, Any]
 
-__all__ = ["FOLDER", "Lift", "extracted", "steered_base", "steered_guided", "steered_weight"]
+__all__ = ["FOLDER", "Manipulation", "extracted", "steered_base", "steered_guided", "steered_weight"]
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 REPORT, CHOICE = 10_000_000, 20_000_000
@@ -29,20 +29,27 @@ MAX_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
-class Lift:
-    """Where its files are."""
+class Manipulation:
+    """A task and where its files are."""
 
+    name: str
+    """of tasks.py"""
     bases: Path
-    """of demonstrations and base policy, see tasks.py"""
+    """of demonstrations and base policies"""
     runs: Path
 
+    @property
+    def base_policy(self) -> Path:
+        """The checkpoint that is improved."""
+        return base_policy(TASKS[self.name], self.bases)
 
-def extracted(lift: Lift, seed: int) -> list[Row]:
+
+def extracted(task: Manipulation, seed: int) -> list[Row]:
     """Every weight of the anchored policy; weight 0 is the base policy. No env step is taken for it."""
-    policy: Any = load_policy(_guided(lift, seed), device="cpu")
+    policy: Any = load_policy(_guided(task, seed), device="cpu")
     with evaluation_envs(policy, n_envs=2) as envs:
         curve = guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
-    (lift.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
+    (task.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
     rows = []
     for point in curve.points:
         row = point.row()
@@ -61,35 +68,35 @@ def extracted(lift: Lift, seed: int) -> list[Row]:
     return rows
 
 
-def steered_base(lift: Lift, seed: int) -> list[Row]:
+def steered_base(task: Manipulation, seed: int) -> list[Row]:
     """Noise-aliased SAC on the base policy."""
-    return _steered(lift, seed, "base", base_policy(TASKS["lift"], lift.bases), [])
+    return _steered(task, seed, "base", task.base_policy, [])
 
 
-def steered_guided(lift: Lift, seed: int) -> list[Row]:
+def steered_guided(task: Manipulation, seed: int) -> list[Row]:
     """On the guided policy, at the weight that was recommended on other starts."""
-    path = lift.runs / f"curve-seed{seed}.json"
+    path = task.runs / f"curve-seed{seed}.json"
     if not path.exists():
-        extracted(lift, seed)
+        extracted(task, seed)
     weight = json.loads(path.read_text())["recommended"]
-    return _steered(lift, seed, "guided", _guided(lift, seed), ["--load.guidance-weight", str(weight)])
+    return _steered(task, seed, "guided", _guided(task, seed), ["--load.guidance-weight", str(weight)])
 
 
-def steered_weight(lift: Lift, seed: int) -> list[Row]:
+def steered_weight(task: Manipulation, seed: int) -> list[Row]:
     """On the guided policy, with the weight as a part of the noise."""
-    return _steered(lift, seed, "weight", _guided(lift, seed), ["--steer-guidance", str(MAX_WEIGHT)])
+    return _steered(task, seed, "weight", _guided(task, seed), ["--steer-guidance", str(MAX_WEIGHT)])
 
 
-def _guided(lift: Lift, seed: int) -> Path:
-    path = lift.runs / f"guided-seed{seed}.pt"
+def _guided(task: Manipulation, seed: int) -> Path:
+    path = task.runs / f"guided-seed{seed}.pt"
     if path.exists():
         return path
     return extract(
         ExtractConfig(
-            base_policy=base_policy(TASKS["lift"], lift.bases),
-            dataset=dataset(TASKS["lift"], lift.bases),
+            base_policy=task.base_policy,
+            dataset=dataset(TASKS[task.name], task.bases),
             out=path,
-            run_dir=lift.runs / f"extract-seed{seed}",
+            run_dir=task.runs / f"extract-seed{seed}",
             values=VALUES,
             steps=1_500,
             seed=seed,
@@ -99,9 +106,9 @@ def _guided(lift: Lift, seed: int) -> Path:
     )
 
 
-def _steered(lift: Lift, seed: int, name: str, policy: Path, flags: list[str]) -> list[Row]:
+def _steered(task: Manipulation, seed: int, name: str, policy: Path, flags: list[str]) -> list[Row]:
     """A row per evaluation on the way."""
-    run_dir = lift.runs / f"steered-{name}-seed{seed}"
+    run_dir = task.runs / f"steered-{name}-seed{seed}"
     settings = {"base-policy": policy, "run-dir": run_dir, "seed": seed, "n-envs": 4, "device": "cpu"}
     settings |= {"probe-episodes": 0, "final-repeats": 1, **BUDGET}
     named = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
