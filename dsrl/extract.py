@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -18,13 +17,15 @@ from dsrl.data import Trajectories
 from dsrl.demos import read_demos
 from dsrl.extract_config import GOAL_MODES, ExtractConfig
 from dsrl.extract_modes import Job, Lesson, prepare
-from dsrl.files import check_out
+from dsrl.facts import file_sha256, flags
+from dsrl.files import check_out, checkpoint_file
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained import load_policy, save_policy, spelled
 from dsrl.pretrained.hub import local_data
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import RunLog
 from dsrl.training import Trainer
+from dsrl.unfinished import Unfinished
 
 __all__ = ["GOAL_MODES", "ExtractConfig", "extract"]
 
@@ -32,7 +33,8 @@ __all__ = ["GOAL_MODES", "ExtractConfig", "extract"]
 def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     """Find out what is good, train, save the averaged weights.
 
-    Ctrl-C during the training leaves what was learned so far in ``<out>.partial``.
+    Ctrl-C during the training leaves a policy in ``<out>.partial``. The same call goes on from there, and after
+    ``kill -9`` from what was written last (:class:`~dsrl.unfinished.Unfinished`).
 
     Returns:
         the checkpoint.
@@ -42,26 +44,36 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
         RunFailed: when a loss is no longer finite.
     """
     console = console or Console(markup=False, highlight=False)
-    out = config.out if config.out.suffix else config.out / "ckpt.pt"
+    out = checkpoint_file(config.out)
     check_out(out, config.overwrite)
     config = replace(config, dataset=local_data(config.dataset))
     base: Any = load_policy(config.base_policy, **vars(config.load), device=config.device)
     data = read_demos(config.dataset, base, base.spec.env)
     policy, teach = prepare(Job(config, base, *data.split(config.valid_share, config.seed)))
-    folder = _new_folder(config, base, data)
+    origin = _origin(config, base, data)
+    facts = {**flags(origin["config"], ("device",)), "base policy": base.spec.sha256, "data": origin["data sha256"]}
+    kept = Unfinished(out, facts, anew=config.overwrite)
+    folder = _folder(config, base, data, kept)
     console.print(f"{config.mode} extraction from {spelled(config.base_policy)}, run folder {folder.path}")
     log = RunLog(folder, console)
-    return _train(policy, teach(log), config, _origin(config, base, data), out, log)
+    try:
+        frozen = _train(policy, teach(log, kept), config, origin, kept, log)
+    finally:
+        log.close()
+    save_policy(frozen, out)
+    kept.finish()
+    console.print(f"wrote {out}; choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5")
+    return out
 
 
 def _train(
-    policy: Guided, lesson: Lesson, config: ExtractConfig, origin: Mapping[str, Any], out: Path, log: RunLog
-) -> Path:
+    policy: Guided, lesson: Lesson, config: ExtractConfig, origin: Mapping[str, Any], kept: Unfinished, log: RunLog
+) -> Any:
     counts = [len(columns[0]) for columns in (lesson.train, lesson.valid)]
     log.say(f"{config.mode} policy, {counts[0]} chunks for training, {counts[1]} held out")
     if concern := config.guidance.concern(config.guidance_weight):
         log.say(f"warning: {concern}")
-    trainer = Trainer(policy, config, log.write)
+    trainer = Trainer(policy, config, log.write, kept)
 
     def described() -> Any:
         found = {**lesson.metrics, "train loss": trainer.train_loss, "valid loss": trainer.valid_loss}
@@ -72,15 +84,20 @@ def _train(
     try:
         trainer.run(lesson.train, lesson.valid)
     except KeyboardInterrupt:
-        partial = save_policy(described(), out.with_name(f"{out.name}.partial"))
-        log.say(f"interrupted after {trainer.step} steps; what was learned so far is in {partial}")
+        log.say(kept.explain(trainer.step, save_policy(described(), kept.partial)))
         raise
-    finally:
-        log.close()
-    save_policy(described(), out)
     log.say(f"loss {trainer.train_loss:.4f}, held out {trainer.valid_loss:.4f}")
-    log.say(f"wrote {out}; choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5")
-    return out
+    return described()
+
+
+def _folder(config: ExtractConfig, base: FrozenPolicy, data: Trajectories, kept: Unfinished) -> RunFolder:
+    """A new run folder, or the one of an extraction that goes on."""
+    begun = kept.part("run folder")
+    if begun is not None and Path(begun["path"]).is_dir():
+        return RunFolder.open(begun["path"])
+    folder = _new_folder(config, base, data)
+    kept.keep("run folder", lambda: {"path": str(folder.path.absolute())}, now=True)
+    return folder
 
 
 def _new_folder(config: ExtractConfig, base: FrozenPolicy, data: Trajectories) -> RunFolder:
@@ -104,6 +121,6 @@ def _origin(config: ExtractConfig, base: FrozenPolicy, data: Trajectories) -> di
         "made by": f"dsrl {__version__} extract",
         "base policy": f"{config.base_policy.name}, sha256 {base.spec.sha256}",
         "data": f"{config.dataset.name}, {len(data)} episodes, {sum(e.success for e in data.episodes)} successes",
-        "data sha256": hashlib.sha256(config.dataset.read_bytes()).hexdigest(),
+        "data sha256": file_sha256(config.dataset),
         "config": {key: value for key, value in asdict(config).items() if key not in private},
     }

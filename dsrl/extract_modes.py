@@ -27,6 +27,7 @@ from dsrl.pretrained.hub import local
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import RunLog
 from dsrl.training import Column, windows
+from dsrl.unfinished import NotKept
 from dsrl.wrappers.observations import MissingObservation
 
 
@@ -51,8 +52,9 @@ class Lesson:
     """of the labels, for the provenance of the policy"""
 
 
-Teacher = Callable[[RunLog], Lesson]
-"""Called once a run folder is there; what speaks against going on, it prints."""
+Teacher = Callable[[RunLog, NotKept], Lesson]
+"""Called once a run folder is there, with what an interrupted extraction has kept; what speaks against going on, it
+prints."""
 
 
 def prepare(job: Job) -> tuple[Guided, Teacher]:
@@ -204,14 +206,14 @@ def _hindsight(job: Job, policy: Guided) -> Teacher:
         goals = FutureGoals(part, _reached_key(job), ahead=config.subgoal_steps, device=device, seed=seed)
         return *windows(_seen(part, policy), policy.base.spec, device), goals
 
-    return lambda log: Lesson(columns(job.train, config.seed), columns(job.valid, config.seed), {})
+    return lambda log, kept: Lesson(columns(job.train, config.seed), columns(job.valid, config.seed), {})
 
 
 def _labels(job: Job, policy: Guided) -> Teacher:
     """Good and bad chunks, recorded or sampled."""
     config, base, rule, critic = job.config, job.base, rule_of(job.config), _critic(job)
 
-    def teach(log: RunLog) -> Lesson:
+    def teach(log: RunLog, kept: NotKept) -> Lesson:
         near = support(base, *_executed(windows(job.train, base.spec, base.device), base), seed=config.seed)
         log.show(near.metrics(), [near.concern() if critic is None else None])
         parts = (job.train, job.valid, base, rule)
@@ -219,8 +221,7 @@ def _labels(job: Job, policy: Guided) -> Teacher:
         if critic is None:
             values = replace(config.values, seed=config.values.seed + config.seed)
             settings = {"gamma": config.gamma, "reward": config.reward, "source": str(config.dataset)}
-            with log.console.status("values"):
-                labelled = label_recorded(*parts, values, **settings, report=log.write)
+            labelled = label_recorded(*parts, values, **settings, report=log.write, kept=kept)
         else:
             settings = {"candidates": config.candidates, "states": config.states, "seed": config.seed}
             labelled = label_samples(*parts, critic, **settings)

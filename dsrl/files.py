@@ -51,6 +51,11 @@ def check_out(path: Path, overwrite: bool) -> None:
         raise DsrlError(f"{path} cannot be written: {there}: {problem}; choose another place")
 
 
+def checkpoint_file(out: Path) -> Path:
+    """Where a checkpoint goes that is to be called ``out``: a name without suffix is a folder that gets a ckpt.pt."""
+    return out if out.suffix else out / "ckpt.pt"
+
+
 def nearest_existing(path: Path) -> Path:
     """``path``, or the nearest folder above it that is there."""
     path = path.absolute()

@@ -53,14 +53,14 @@ class FutureGoals:
             torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *part])).to(device) for part in (now, last)
         )
         self.ahead, self.seed = ahead, seed
-        self._generator = torch.Generator(device=device).manual_seed(seed)
+        self.generator = torch.Generator(device=device).manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self._now)
 
     def __getitem__(self, rows: Tensor | slice) -> Hindsight:
         """Rows chosen one by one are drawn anew; a slice, as a validation reads it, is the same every time."""
-        generator = self._generator
+        generator = self.generator
         if isinstance(rows, slice):
             generator = torch.Generator(device=self._now.device).manual_seed(self.seed)
         now, last = self._now[rows], self._last[rows]

@@ -20,6 +20,7 @@ from dsrl.labels import LabelReport, Rule, auc, label
 from dsrl.policy import FrozenPolicy
 from dsrl.training import windows
 from dsrl.transitions import cut_transitions
+from dsrl.unfinished import NotKept
 from dsrl.values import ValuesConfig, fit_values, label_transitions
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -74,6 +75,7 @@ def label_recorded(
     reward: str,
     source: str,
     report: Report | None = None,
+    kept: NotKept | None = None,
 ) -> Labelled:
     """Label what was recorded by the values of implicit Q-learning on ``train``.
 
@@ -86,6 +88,7 @@ def label_recorded(
         reward: convention, as in training.
         source: of the data, for messages.
         report: is told the step and the losses of the values.
+        kept: where the values go on from.
 
     Raises:
         DsrlError: without rewards, or with labels of one class; the message names the metric.
@@ -101,12 +104,12 @@ def label_recorded(
     played = under_convention(both, reward)
     cut = cut_transitions(played, policy, gamma, source)
     learned_from = sum(len(episode) for episode in played.episodes[: len(train)])
-    learner = fit_values(cut.at(torch.arange(learned_from, device=policy.device)), values, report)
+    learner = fit_values(cut.at(torch.arange(learned_from, device=policy.device)), values, report, kept=kept)
     labels, quality = label_transitions(learner, cut, rule)
     # what comes after the end has no label
     steps = zip(both.episodes, played.episodes, strict=True)
-    kept = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
-    obs, chunk = (column[torch.from_numpy(kept)] for column in windows(both, policy.spec, policy.device))
+    labelled = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
+    obs, chunk = (column[torch.from_numpy(labelled)] for column in windows(both, policy.spec, policy.device))
 
     def rows(part: slice) -> Rows:
         return Rows(obs[part], chunk[part], labels[part])

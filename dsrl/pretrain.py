@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsrl.errors import DsrlError
-from dsrl.files import check_out
+from dsrl.files import check_out, checkpoint_file
 
 if TYPE_CHECKING:
     from dsrl.data import Trajectories
@@ -70,7 +70,8 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig) -> Path:
     """Train, save the averaged weights, play some episodes.
 
-    Ctrl-C leaves what was learned so far in ``<out>.partial``.
+    Ctrl-C leaves a policy in ``<out>.partial``. The same call goes on from there, and after ``kill -9`` from what was
+    written last (:class:`~dsrl.unfinished.Unfinished`).
 
     Returns:
         the checkpoint.
@@ -83,12 +84,14 @@ def pretrain(config: PretrainConfig) -> Path:
 
     from dsrl.data import read_hdf5
     from dsrl.device import auto_device
+    from dsrl.facts import flags
     from dsrl.pretrained import save_policy
     from dsrl.pretrained.hub import local_data
     from dsrl.training import Trainer, windows
+    from dsrl.unfinished import Unfinished
 
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
-    out = config.out if config.out.suffix else config.out / "ckpt.pt"
+    out = checkpoint_file(config.out)
     check_out(out, config.overwrite)
     _check(config)
     config = replace(config, dataset=local_data(config.dataset))
@@ -102,19 +105,23 @@ def pretrain(config: PretrainConfig) -> Path:
         f"{len(data)} episodes ({successes} successes), {len(train[0])} windows for training, {len(valid[0])} held out"
     )
     console.print(f"{config.kind} policy, {sum(p.numel() for p in policy.parameters()):,} parameters, on {device}")
-    trainer = Trainer(policy, config)
+    origin = _origin(config, data)
+    free = ("device", "eval_episodes", "eval_seed")
+    facts = {**flags(origin["config"], free), "data": origin["data sha256"]}
+    kept = Unfinished(out, facts, anew=config.overwrite)
+    trainer = Trainer(policy, config, kept=kept)
     try:
         trainer.run(train, valid)
     except KeyboardInterrupt:
-        partial = save_policy(_described(trainer, config, data), out.with_name(f"{out.name}.partial"))
-        console.print(f"interrupted after {trainer.step} steps; what was learned so far is in {partial}")
+        console.print(kept.explain(trainer.step, save_policy(_described(trainer, origin), kept.partial)))
         raise
-    frozen = _described(trainer, config, data)
+    frozen = _described(trainer, origin)
     save_policy(frozen, out)
+    kept.finish()
     console.print(f"wrote {out}")
     success = _rollout(frozen, config, console.print)
     if success is not None:
-        save_policy(_described(trainer, config, data, success=success), out)
+        save_policy(_described(trainer, origin, success=success), out)
     return out
 
 
@@ -162,26 +169,26 @@ def _new_policy(config: PretrainConfig, data: Trajectories) -> Any:
         raise DsrlError(str(error)) from error
 
 
-def _described(trainer: Trainer, config: PretrainConfig, data: Trajectories, **more: Any) -> Any:
-    """The averaged policy, knowing where it came from."""
-    import hashlib
-
+def _origin(config: PretrainConfig, data: Trajectories) -> dict[str, Any]:
+    """Where the new policy comes from."""
     from dsrl import __version__
+    from dsrl.facts import file_sha256
 
-    policy = trainer.ema
     # where files lie on this machine is nobody else's business
     settings = {key: value for key, value in asdict(config).items() if key not in ("dataset", "out", "overwrite")}
-    provenance = {
+    return {
         "made by": f"dsrl {__version__} pretrain",
         "data": f"{config.dataset.name}, {len(data)} episodes, {sum(e.success for e in data.episodes)} successes",
-        "data sha256": hashlib.sha256(config.dataset.read_bytes()).hexdigest(),
-        "steps": trainer.step,
-        "train loss": round(trainer.train_loss, 5),
-        "valid loss": round(trainer.valid_loss, 5),
-        **more,
+        "data sha256": file_sha256(config.dataset),
         "config": settings,
     }
-    policy.spec = replace(policy.spec, provenance=provenance)
+
+
+def _described(trainer: Trainer, origin: Mapping[str, Any], **more: Any) -> Any:
+    """The averaged policy, knowing where it came from."""
+    policy, losses = trainer.ema, {"train loss": trainer.train_loss, "valid loss": trainer.valid_loss}
+    numbers = {name: round(loss, 5) for name, loss in losses.items()}
+    policy.spec = replace(policy.spec, provenance={**origin, "steps": trainer.step, **numbers, **more})
     return policy
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from dsrl.checkpoint import Checkpoints
 from dsrl.config import FinetuneConfig, finetune_config, to_dict
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
+from dsrl.facts import differences, file_sha256, flags, flat
 from dsrl.files import write_text
 from dsrl.policy import FrozenPolicy
 from dsrl.provenance import describe_environment
@@ -94,10 +94,9 @@ def _check_budget(config: FinetuneConfig, folder: RunFolder) -> None:
 
 def run_facts(config: FinetuneConfig, policy: FrozenPolicy, env: EnvSpec) -> dict[str, Any]:
     """What a run depends on, as plain values by the words that a user knows them by."""
-    settings = {name: value for name, value in to_dict(config).items() if name not in _FREE}
     machine = describe_environment()
-    facts = {f"--{name}": value for name, value in _flat(settings)}
-    facts |= {f"environment {name}": value for name, value in _flat(env.to_robomimic())}
+    facts = flags(to_dict(config), _FREE)
+    facts |= {f"environment {name}": value for name, value in flat(env.to_robomimic())}
     facts |= {f"package {name}": version for name, version in machine["packages"].items()}
     git = machine["git"]
     return json.loads(
@@ -114,12 +113,6 @@ def run_facts(config: FinetuneConfig, policy: FrozenPolicy, env: EnvSpec) -> dic
             default=str,
         )
     )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``"package torch was 2.8.0, is 2.9.0"``, in the order of the facts."""
-    names = [*before, *(name for name in now if name not in before)]
-    return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
 def _take_over(folder: RunFolder, config: FinetuneConfig, env_steps: int, changes: list[str]) -> None:
@@ -140,20 +133,7 @@ def _take_over(folder: RunFolder, config: FinetuneConfig, env_steps: int, change
     folder.comparison.unlink(missing_ok=True)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """``{"na": {"tau": 1}}`` -> ``[("na.tau", 1)]``, spelled as flags are."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        word = prefix + name.replace("_", "-")
-        found += _flat(value, f"{word}.") if isinstance(value, Mapping) and value else [(word, value)]
-    return found
-
-
 def _hash(path: Path | None) -> str | None:
     if path is None or not path.is_file():  # whoever reads it says what is wrong
         return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return file_sha256(path)[:16]

@@ -62,16 +62,20 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, console: Console):
         self.console = console
+        # what goes on from a break computes some rows again
+        self._known = {(row["step"], name) for row in folder.read_metrics() for name in row}
         self.logger = Logger(
             str(folder.path), [TensorBoardOutputFormat(str(folder.path / "tb")), MetricsWriter(folder)]
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row; what is not a number is left out."""
-        for name, value in metrics.items():
-            if value == value:  # a loss of no rows is NaN
-                self.logger.record(name, value)
-        self.logger.dump(step)
+        """One row; what is not a number, and what is there already, is left out."""
+        # a loss of no rows is NaN
+        new = {name: v for name, v in metrics.items() if v == v and (step, name) not in self._known}
+        for name, value in new.items():
+            self.logger.record(name, value)
+        if new:
+            self.logger.dump(step)
 
     def say(self, words: str) -> None:
         """Print."""

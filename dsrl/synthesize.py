@@ -22,6 +22,7 @@ from dsrl.demos import read_demos, under_convention
 from dsrl.edm import EDMConfig
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
+from dsrl.facts import file_sha256, flags
 from dsrl.files import check_out, write_text
 from dsrl.policy import FrozenPolicy
 from dsrl.policy_guidance import PolicyGuidance, Target
@@ -31,11 +32,17 @@ from dsrl.synthetic_diagnostics import Diagnostics, Scales, Step, diagnose, fitt
 from dsrl.training import Trainer
 from dsrl.trajectory_diffusion import PRESETS, TrajectoryConfig, TrajectoryDiffusion, load_model, save_model
 from dsrl.trajectory_windows import Layout, Windows, cut_windows, sparse_values, to_trajectories
+from dsrl.unfinished import Unfinished
 from dsrl.wrappers.make import make_env, resolve_reward
 
 MODEL_SUFFIX = ".model"
 """of the folder of the trajectory model, beside the data that it made"""
 _ENDING_REPEATS = 8
+_NOT_OF_THE_MODEL = (
+    "dataset", "policy", "out", "load", "agent", "model", "windows", "guidance", "target", "target_std", "device",
+    "overwrite",
+)  # fmt: skip
+"""settings that an unfinished training of the trajectory model does not depend on"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     Beside ``out``: ``out`` with the suffix ``.json``, the diagnostics of guided, unguided and recorded windows, and
     with the suffix ``.model``, the trajectory model.
 
+    The same call goes on with a training that was interrupted (:class:`~dsrl.unfinished.Unfinished`).
+
     Raises:
         DsrlError: when data, policy, model and settings do not fit, before anything is trained.
         RunFailed: when the loss is no longer finite.
@@ -123,9 +132,11 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     _check_model(config, model, data)
     target = make_target(policy, config.target, config.target_std * float((high - low).mean()) / 2)
     histories(windows.obs[:1], policy.spec)  # refuses windows that are no whole number of chunks
+    facts = {**flags(asdict(config), _NOT_OF_THE_MODEL), "data": file_sha256(config.dataset)}
+    kept = Unfinished(config.out, facts, anew=config.overwrite)
     if given is None:
         console.print(f"trajectory model on {len(windows.obs)} windows of {length} env steps, {config.preset}")
-        model = _train(config, model, windows, _held_out(valid, length, policy.device), console)
+        model = _train(config, model, windows, _held_out(valid, length, policy.device), kept, console)
     if config.model is None or config.model.resolve() != config.out.with_suffix(MODEL_SUFFIX).resolve():
         save_model(model, config.out.with_suffix(MODEL_SUFFIX))
     made, seconds = _draw(config, model, target, console)
@@ -133,6 +144,7 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     report = _report(config, model, data.env, (windows, held_out), made, target, reward, seconds)
     write_hdf5(config.out, to_trajectories(made, data))
     write_text(config.out.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    kept.finish()
     _show(report, console)
     console.print(f"wrote {config.out}: {config.windows} windows of {length} env steps")
     return config.out
@@ -228,11 +240,20 @@ def _held_out(valid: Trajectories, length: int, device: torch.device) -> Windows
 
 
 def _train(
-    config: SynthesizeConfig, model: TrajectoryDiffusion, train: Windows, valid: Windows | None, console: Console
+    config: SynthesizeConfig,
+    model: TrajectoryDiffusion,
+    train: Windows,
+    valid: Windows | None,
+    kept: Unfinished,
+    console: Console,
 ) -> TrajectoryDiffusion:
-    trainer = Trainer(model, config)
+    trainer = Trainer(model, config, kept=kept)
     rows = model.codec.encode(train)
-    trainer.run([rows], [rows[:0] if valid is None else model.codec.encode(valid)])
+    try:
+        trainer.run([rows], [rows[:0] if valid is None else model.codec.encode(valid)])
+    except KeyboardInterrupt:
+        console.print(kept.explain(trainer.step))
+        raise
     console.print(f"loss {trainer.train_loss:.4f}, held out {trainer.valid_loss:.4f}")
     return trainer.ema
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dsrl.data import Trajectories, bc_windows
 from dsrl.errors import RunFailed
+from dsrl.interruption import Interruption
 from dsrl.policy import PolicySpec
+from dsrl.unfinished import NotKept
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -54,10 +56,11 @@ class Trainer:
         policy: its ``loss(*columns, generator)`` goes down; what requires no gradient stays as it is.
         config: steps, batch_size, lr, weight_decay, ema_decay and seed.
         report: is told the step and the losses now and then.
+        kept: where to go on from, and what is written now and then.
     """
 
-    def __init__(self, policy: Any, config: _Settings, report: Report | None = None):
-        self.policy, self.config, self.report = policy, config, report
+    def __init__(self, policy: Any, config: _Settings, report: Report | None = None, kept: NotKept | None = None):
+        self.policy, self.config, self.report, self.kept = policy, config, report, kept or NotKept()
         self.ema = copy.deepcopy(policy)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # before the average is frozen: which of its weights are those that move
@@ -73,32 +76,62 @@ class Trainer:
     def run(self, train: Sequence[Column], valid: Sequence[Column]) -> None:
         """``config.steps`` gradient steps on columns of equal length, such as ``(obs, chunks)``.
 
+        Ctrl-C and SIGTERM end it between two steps, after what was learned is kept.
+
         Raises:
             RunFailed: when the loss is no longer finite.
         """
         report_every = max(1, min(100, self.config.steps // 10))
+        self._go_on(train)
         self.policy.train()
-        with _progress() as progress:
-            task = progress.add_task("training", total=self.config.steps, loss="", valid="", speed="")
+        with Interruption() as interruption, progress() as bar:
+            task = bar.add_task("training", total=self.config.steps, completed=self.step, words="")
             while self.step < self.config.steps:
+                self.kept.keep("policy", lambda: self._state(train), now=interruption.requested)
+                if interruption.requested:
+                    raise KeyboardInterrupt
                 loss = self.update(*train)
                 if self.step % report_every and self.step < self.config.steps:
                     continue
                 # reading the loss waits for the device, so it is done now and then only
                 self.train_loss = float(loss)
                 if self.train_loss != self.train_loss or self.train_loss == float("inf"):
+                    self.kept.finish()
                     raise RunFailed(f"the loss is {self.train_loss} at step {self.step}; try a smaller --lr")
                 if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
                     self.valid_loss = self.validate(*valid)
-                speed = progress.tasks[task].speed or 0.0
-                shown: Any = {
-                    "loss": f"{self.train_loss:.4f}",
-                    "valid": f"{self.valid_loss:.4f}",
-                    "speed": f"{speed:.0f}",
-                }
-                progress.update(task, completed=self.step, **shown)
+                words = (
+                    f"loss {self.train_loss:.4f}  valid {self.valid_loss:.4f}  {bar.tasks[task].speed or 0:.0f} steps/s"
+                )
+                bar.update(task, completed=self.step, words=words)
                 if self.report is not None:
                     self.report(self.step, {"train/loss": self.train_loss, "valid/loss": self.valid_loss})
+        self.kept.keep("policy", lambda: self._state(train), now=True)
+
+    def _state(self, train: Sequence[Column]) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "policy": self.policy.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generators": [generator.get_state() for generator in self._generators(train)],
+            "losses": [self.train_loss, self.valid_loss],
+        }
+
+    def _go_on(self, train: Sequence[Column]) -> None:
+        state = self.kept.part("policy")
+        if state is None:
+            return
+        for name in ("policy", "ema", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        for generator, kept in zip(self._generators(train), state["generators"], strict=True):
+            generator.set_state(kept)
+        self.step, (self.train_loss, self.valid_loss) = state["step"], state["losses"]
+
+    def _generators(self, train: Sequence[Column]) -> list[torch.Generator]:
+        """This one's, and those of columns whose rows are drawn anew whenever they are read."""
+        return [self.generator, *(column.generator for column in train if hasattr(column, "generator"))]
 
     def update(self, *columns: Column) -> Tensor:
         """One gradient step on a random batch."""
@@ -126,11 +159,12 @@ class Trainer:
             return float(self.ema.loss(*(column[:limit] for column in columns), generator))
 
 
-def _progress() -> Progress:
+def progress() -> Progress:
+    """A bar for gradient steps; its tasks have ``words`` beside them."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  valid {task.fields[valid]}  {task.fields[speed]} steps/s"),
+        TextColumn("{task.fields[words]}"),
         TimeRemainingColumn(),
     )

@@ -6,14 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.interruption import Interruption
 from dsrl.labels import LabelReport, Rule, label
+from dsrl.training import progress
 from dsrl.transitions import Transitions
+from dsrl.unfinished import NotKept
 
 _ROWS = 16_384
 """that are rated at once"""
@@ -129,6 +133,7 @@ def fit_values(
     config: ValuesConfig,
     report: Callable[[int, Mapping[str, float]], None] | None = None,
     report_every: int = 1000,
+    kept: NotKept | None = None,
 ) -> ImplicitQ:
     """Learn the values of a data set, on its device.
 
@@ -137,25 +142,66 @@ def fit_values(
         config: sizes, rates, number of steps.
         report: is told the step and the metrics now and then.
         report_every: gradient steps in between.
+        kept: where to go on from, and what is written now and then.
 
     Raises:
         LossNotFinite: when a loss has diverged.
     """
-    learner = ImplicitQ(data.cond.shape[1], data.chunk.shape[1], config).to(data.cond.device)
-    generator = torch.Generator(device=data.cond.device).manual_seed(config.seed)
-    for step in range(1, config.steps + 1):
-        rows = torch.randint(len(data), (config.batch_size,), generator=generator, device=generator.device)
-        metrics = learner.update(data.at(rows))
-        if step % report_every and step < config.steps:
-            continue
-        # reading waits for the device, so it is done now and then only
-        read = {name: float(value) for name, value in metrics.items()}
-        for name, value in read.items():
-            if not math.isfinite(value):
-                raise LossNotFinite(f"{name} is {value} after {step} gradient steps; try a smaller --values.lr")
-        if report is not None:
-            report(step, read)
-    return learner.requires_grad_(False)
+    fit, kept = _Fit(data, config), kept or NotKept()
+    if (state := kept.part("values")) is not None:
+        fit.go_on(state)
+    with Interruption() as interruption, progress() as bar:
+        task = bar.add_task("values", total=config.steps, completed=fit.step, words="")
+        while fit.step < config.steps:
+            kept.keep("values", fit.state, now=interruption.requested)
+            if interruption.requested:
+                raise KeyboardInterrupt
+            metrics = fit.update()
+            if fit.step % report_every and fit.step < config.steps:
+                continue
+            # reading waits for the device, so it is done now and then only
+            read = {name: float(value) for name, value in metrics.items()}
+            for name, value in read.items():
+                if not math.isfinite(value):
+                    kept.finish()
+                    raise LossNotFinite(f"{name} is {value} after {fit.step} gradient steps; try a smaller --values.lr")
+            bar.update(task, completed=fit.step, words=f"critic loss {read['train/critic_loss']:.2g}")
+            if report is not None:
+                report(fit.step, read)
+    kept.keep("values", fit.state, now=True)
+    return fit.learner.requires_grad_(False)
+
+
+class _Fit:
+    """Implicit Q-learning under way."""
+
+    def __init__(self, data: Transitions, config: ValuesConfig):
+        self.data, self.batch_size, self.step = data, config.batch_size, 0
+        self.learner = ImplicitQ(data.cond.shape[1], data.chunk.shape[1], config).to(data.cond.device)
+        self.generator = torch.Generator(device=data.cond.device).manual_seed(config.seed)
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient step on a random batch."""
+        size, generator = (self.batch_size,), self.generator
+        rows = torch.randint(len(self.data), size, generator=generator, device=generator.device)
+        self.step += 1
+        return self.learner.update(self.data.at(rows))
+
+    def state(self) -> dict[str, Any]:
+        """To go on from."""
+        return {
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """From there."""
+        self.step = state["step"]
+        self.learner.load_state_dict(state["learner"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
 
 
 def label_transitions(learner: ImplicitQ, data: Transitions, rule: Rule) -> tuple[Tensor, LabelReport]:

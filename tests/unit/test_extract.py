@@ -8,6 +8,7 @@ import torch
 from na_agents import agent, toy_envs
 
 import dsrl.training
+import dsrl.values
 from dsrl.actor_file import read_critic
 from dsrl.algorithms import steering_facts
 from dsrl.config import FinetuneConfig
@@ -21,6 +22,7 @@ from dsrl.pretrain import PretrainConfig, pretrain
 from dsrl.pretrained import describe, load_policy, save_policy
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.run import RunFolder
+from dsrl.unfinished import Unfinished
 from dsrl.values import ValuesConfig
 
 ENV = EnvSpec("gymnasium", "dsrl/PointReach-v0")
@@ -306,3 +308,34 @@ def test_ctrl_c_keeps_what_was_learned(config, monkeypatch, capsys):
     assert dict(describe(partial))["provenance steps"] == "7" and load_policy(partial, device="cpu").kind == "anchored"
     assert not config.out.exists()
     assert "interrupted after 7 steps" in " ".join(capsys.readouterr().out.split())
+
+
+def rows(run):
+    return [sorted(row.items()) for row in RunFolder(run).read_metrics()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "loop", "step"), [("anchored", "values", 120), ("anchored", "policy", 210), ("goal", "policy", 210)]
+)
+def test_the_same_call_goes_on_to_the_same_policy(config, monkeypatch, tmp_path, mode, loop, step):
+    config = replace(config, mode=mode, reached_key="at")
+    unbroken = replace(config, out=tmp_path / "unbroken.pt", run_dir=tmp_path / "unbroken")
+    expected = load_policy(extract(unbroken), device="cpu").spec.sha256
+    kind, count = {"values": (dsrl.values.ImplicitQ, []), "policy": (dsrl.training.Trainer, [])}[loop]
+    update = kind.update
+
+    def killed(*args):
+        count.append(1)
+        if len(count) == step:
+            raise ZeroDivisionError
+        return update(*args)
+
+    monkeypatch.setattr(Unfinished.__init__, "__kwdefaults__", {"anew": False, "interval": 0.0})
+    monkeypatch.setattr(kind, "update", killed)
+    with pytest.raises(ZeroDivisionError):
+        extract(config)
+    assert load_policy(extract(config), device="cpu").spec.sha256 == expected
+    total = {"values": VALUES.steps, "policy": config.steps}[loop]
+    assert len(count) == total + 1, "each step once, and the one that was killed"
+    assert rows(config.run_dir) == rows(unbroken.run_dir)
+    assert not list(tmp_path.glob("*.unfinished"))

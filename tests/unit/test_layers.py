@@ -13,7 +13,7 @@ _LEVELS = {
           transitions labels chunk_policy training episodes eval_budget
           frames checks safety card plain aggregate start_space report_plots
           hindsight replay noise_policy trajectory_windows policy_guidance mixed_batches
-          wrapped random_state tree_file run_lock interruption blocks samples credit agent_state""",
+          wrapped random_state tree_file run_lock interruption blocks samples credit agent_state facts unfinished""",
     1: "edm diffusion guidance values steered noise_losses demo_mix piloted replay_log",
     2: "noise_fit awr cfgrl trajectory_diffusion",
     3: "noise_diagnostics noise_aliased agents actor_file anchored goals weighted policy_targets td3bc",

@@ -1,5 +1,6 @@
 """Behaviour cloning turns a data set into a policy, and leaves something useful when it is stopped."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from dsrl.errors import DsrlError, RunFailed
 from dsrl.pretrain import PretrainConfig, pretrain
 from dsrl.pretrained import describe, load_policy
 from dsrl.training import Trainer
+from dsrl.unfinished import Unfinished
 
 
 @pytest.fixture
@@ -103,10 +105,50 @@ def test_ctrl_c_keeps_what_was_learned(config, monkeypatch, capsys):
     assert "interrupted after 7 steps" in said
 
 
+def broken_off(monkeypatch, call, step, how):
+    """``call`` ends in the middle, at ``step`` of the training."""
+    update = Trainer.update
+
+    def broken(trainer, *batch):
+        if trainer.step == step:
+            how()
+        return update(trainer, *batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", broken)
+        with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+            call()
+
+
+def killed():
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("how", [lambda: signal.raise_signal(signal.SIGINT), killed])
+def test_the_same_call_goes_on_to_the_same_weights(config, monkeypatch, capsys, how):
+    expected = load_policy(pretrain(replace(config, out=config.out.with_name("unbroken.pt"))), device="cpu").spec.sha256
+    monkeypatch.setattr(Unfinished.__init__, "__kwdefaults__", {"anew": False, "interval": 0.0})  # killed at any time
+    broken_off(monkeypatch, lambda: pretrain(config), 123, how)
+    assert not config.out.exists() and config.out.with_name("base.pt.unfinished").exists()
+    steps = []
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda *args: steps.append(args[0].step) or update(*args))
+    assert load_policy(pretrain(config), device="cpu").spec.sha256 == expected
+    assert steps[0] in (123, 124), "not from the start"
+    assert {path.name for path in config.out.parent.iterdir()} == {"base.pt", "demos.hdf5", "unbroken.pt"}
+
+
+def test_other_settings_do_not_go_on(config, monkeypatch):
+    broken_off(monkeypatch, lambda: pretrain(config), 7, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(DsrlError, match=r"--batch-size was 64, is 32"):
+        pretrain(replace(config, batch_size=32))
+    assert load_policy(pretrain(replace(config, batch_size=32, overwrite=True)), device="cpu").spec.action_dim == 3
+
+
 def test_a_loss_that_explodes_is_reported(config):
     with pytest.raises(RunFailed, match="try a smaller --lr"):
         pretrain(replace(config, lr=1e30, steps=30))
-    assert not config.out.exists()
+    assert [path.name for path in config.out.parent.iterdir()] == ["demos.hdf5"], "nothing to go on from"
 
 
 def test_an_existing_checkpoint_is_kept(config):

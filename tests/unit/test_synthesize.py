@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from dsrl.pretrained import save_policy
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.synthesize import SynthesizeConfig, synthesize
 from dsrl.synthetic_diagnostics import diagnose, fitted_step, scales_of, simulator_step
+from dsrl.training import Trainer
 from dsrl.trajectory_windows import cut_windows
 from dsrl.transitions import cut_transitions
 from dsrl.wrappers import make_env, resolve_env_spec
@@ -107,6 +109,29 @@ def test_a_trained_model_is_used_again(config, made, tmp_path):
         run(replace(again, window=12, overwrite=True))
     said = run(replace(again, overwrite=True, guidance=PolicyGuidance(500.0)))
     assert "of the actions lie at their limits with --guidance.weight 500" in said
+
+
+@pytest.mark.parametrize("where", ["training", "drawing"])
+def test_an_interrupted_call_goes_on(config, made, tmp_path, monkeypatch, where):
+    again, steps, update = replace(config, out=tmp_path / "again.hdf5"), [], Trainer.update
+
+    def stopped(trainer, *columns):
+        steps.append(trainer.step)
+        if trainer.step == 30 and where == "training":
+            signal.raise_signal(signal.SIGINT)
+        return update(trainer, *columns)
+
+    monkeypatch.setattr(Trainer, "update", stopped)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        if where == "drawing":
+            patched.setattr("dsrl.synthesize._draw", lambda *_: signal.raise_signal(signal.SIGINT))
+        run(again)
+    monkeypatch.setattr(Trainer, "update", lambda *args: steps.append(args[0].step) or update(*args))
+    run(again)
+    assert steps == list(range(config.steps)), "each step once"
+    for one, other in zip(read_hdf5(config.out).episodes, read_hdf5(again.out).episodes, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def with_data(config, tmp_path, change):
