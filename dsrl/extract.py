@@ -15,6 +15,7 @@ from dsrl.cfgrl import Guided
 from dsrl.config import to_dict
 from dsrl.data import Trajectories
 from dsrl.demos import read_demos
+from dsrl.errors import DsrlError, RunFailed
 from dsrl.extract_config import GOAL_MODES, ExtractConfig
 from dsrl.extract_modes import Job, Lesson, prepare
 from dsrl.facts import file_sha256, flags
@@ -58,6 +59,11 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     log = RunLog(folder, console)
     try:
         frozen = _train(policy, teach(log, kept), config, origin, kept, log)
+    except RunFailed:
+        raise
+    except DsrlError:  # there is nothing to go on with: other settings or data are needed
+        kept.finish()
+        raise
     finally:
         log.close()
     save_policy(frozen, out)
