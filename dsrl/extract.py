@@ -52,7 +52,8 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     data = read_demos(config.dataset, base, base.spec.env)
     policy, teach = prepare(Job(config, base, *data.split(config.valid_share, config.seed)))
     origin = _origin(config, base, data)
-    facts = {**flags(origin["config"], ("device",)), "base policy": base.spec.sha256, "data": origin["data sha256"]}
+    facts = {**flags(origin["config"], ("device",)), "--agent": config.agent}
+    facts |= {"base policy": base.spec.sha256, "data": origin["data sha256"]}
     kept = Unfinished(out, facts, anew=config.overwrite)
     folder = _folder(config, base, data, kept)
     console.print(f"{config.mode} extraction from {spelled(config.base_policy)}, run folder {folder.path}")

@@ -80,9 +80,7 @@ class OGBenchEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, spec: EnvSpec, render_mode: str | None = None) -> None:
         self.env_spec = resolve(spec)
         self.render_mode = render_mode
-        with warnings.catch_warnings():
-            # of OGBench's own boxes, and of the window that nobody asked for
-            warnings.filterwarnings("ignore", message=".*(precision lowered by casting|DISPLAY environment variable)")
+        with _quietly():
             self.simulator = _make_simulator(self.env_spec, render_mode)
             box = self.simulator.action_space
         self._random = np.random.MT19937(0)
@@ -141,7 +139,7 @@ class OGBenchEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if not has_one_task(self.env_spec) and "task_info" not in chosen:
             drawn = int(self.np_random.integers(1, self.simulator.num_tasks + 1))
             chosen.setdefault("task_id", int(self.env_spec.options.get("task", drawn)))
-        with self._own_randomness():
+        with self._own_randomness(), _quietly():
             state, info = self.simulator.reset(seed=seed, options=chosen)
         self._goal = np.asarray(info["goal"], np.float32)
         return state
@@ -162,6 +160,14 @@ class OGBenchEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             yield
         finally:
             np.random.set_bit_generator(others)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings of OGBench's own boxes, and of the window that nobody asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(precision lowered by casting|DISPLAY environment variable)")
+        yield
 
 
 def _make_simulator(spec: EnvSpec, render_mode: str | None) -> Any:

@@ -81,7 +81,21 @@ def test_what_is_not_there_is_named():
         make_env("ogbench/pointmaze-larg")
     with pytest.raises(DsrlError, match="has no observation 'goal'"):
         resolve_env_spec(EnvSpec("ogbench", "pointmaze-large-singletask", obs_keys=("state", "goal")))
-    env = make_env("ogbench/cube-single")
-    assert env.unwrapped.obs_shapes == {"state": (28,), "goal": (3,)}
-    with pytest.raises(DsrlError, match="no scripted expert for 'ogbench/cube-single'; point mazes have one"):
+    assert make_env("ogbench/cube-single").unwrapped.obs_shapes == {"state": (28,), "goal": (3,)}
+    env = make_env("ogbench/cube-double")
+    with pytest.raises(
+        DsrlError, match=r"no scripted expert for 'ogbench/cube-double'; .* cube-single-\.\.\. have one"
+    ):
         make_expert(env.unwrapped.env_spec, env)
+
+
+def test_the_operator_of_the_cube_succeeds_unless_he_sees_it_displaced(tmp_path):
+    def played(name, **more):
+        return read_hdf5(collect(CollectConfig("ogbench/cube-single-singletask", tmp_path / name, 3, **more))).episodes
+
+    first, again = (played(name, max_episode_steps=80) for name in ("a", "b"))
+    assert all(episode.success for episode in first)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+    displaced = played("c", max_episode_steps=80, p_calibrated=0.0)
+    assert not any(episode.success for episode in displaced) and {len(episode) for episode in displaced} == {80}
