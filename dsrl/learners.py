@@ -16,7 +16,8 @@ class Learners:
     A price in nats bounds how far the actor leaves the prior, and what suits one base policy is timid for another: on
     some tasks 1.5 times the mean succeeds in nine of ten episodes where the mean itself does in six, on others it is
     the other way round. So the one of the highest mean result, plus a standard error, flies. Only the last episodes of
-    both count, for the actor soon is another one, and one that had failed is tried again.
+    both count, for the actor soon is another one, and one that had failed is tried again, unless the other one hardly
+    ever fails.
 
     Failures take longer than successes. So episodes count in the order in which they began.
 

@@ -73,7 +73,7 @@ class NoiseAliasedSAC(FittedSAC):
         deploy: what ``predict`` plays: ``actor``, the mean of the averaged actor; ``candidates``, the one of a few
             prior noises whose chunk the critics like best, which stays inside what the base policy does; ``auto``, the
             base policy, then the candidates, then copies of the averaged actor, its mean times what does best, each
-            once it is not clearly worse than what was deployed before, in episodes of training
+            once it is no worse than what was deployed before, in episodes of training
             (:class:`~dsrl.pilots.Pilots`).
         clip_prior: clip prior noises to the bound, which the actor cannot leave.
         decode_bfloat16: denoise pools in half the precision.

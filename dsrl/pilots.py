@@ -25,8 +25,9 @@ class Pilots:
     :class:`~dsrl.learners.Learners` finds the most promising; the incumbent, which is what would be deployed, a
     quarter, and the critics' choice among noises of the prior another one. All of them are learned from anyhow, so the
     comparison costs no env step. Round after round the best reach is judged by its last episodes: a copy of the learner
-    with it is the next incumbent unless they clearly went worse than the incumbent's, for it has learned longer. They
-    must also lead over the base policy's warm-up beyond chance (:func:`~dsrl.statistics.lead`).
+    with it is the next incumbent unless they went worse than the incumbent's, what it proved and has flown since: where
+    a little worse is good enough, many little steps lead far down. They must also lead over the base policy's warm-up
+    beyond chance (:func:`~dsrl.statistics.lead`).
 
     An actor that learns from its own episodes alone learns little where it flies badly. The candidates stay inside what
     the base policy does and are better than it, and what they fly teaches the most.
@@ -47,8 +48,7 @@ class Pilots:
         first: episodes that the candidates fly before anybody else, to be compared with the base policy.
         enough: episodes of the warm-up whose critics are trusted unseen.
         confidence: standard errors by which the learner must lead over the base policy; 1.28 is 90 %, one-sided.
-        doubt: standard errors by which an actor is clearly worse: the learner than the incumbent, an incumbent, which
-            then gives way, than the base policy; 0.67 is 75 %.
+        doubt: standard errors by which an incumbent is clearly worse than the base policy, and gives way; 0.67 is 75 %.
     """
 
     TURNS = (LEARNER, CANDIDATES, LEARNER, INCUMBENT)
@@ -148,7 +148,7 @@ class Pilots:
             return None
         self.learners.fresh = 0
         flown = self.learners.results(best)
-        if lead(flown, defended) < -self.doubt or lead(flown, self.results.get(BASE, ())) < self.confidence:
+        if lead(flown, defended) < 0 or lead(flown, self.results.get(BASE, ())) < self.confidence:
             return None
         self.successions += 1
         self.results[PROOF], self.results[INCUMBENT] = self._deque(PROOF, flown), self._deque(INCUMBENT)
