@@ -14,7 +14,7 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 from tasks import FOLDER, TASKS, base_policy
 
-from dsrl.algorithms import ALGORITHMS
+from dsrl.algorithms import ALGORITHMS, discount_inside
 from dsrl.callbacks import EnvSteps, StopWatch, WarmUp
 from dsrl.config import FinetuneConfig
 from dsrl.evaluate import evaluate, evaluation_envs
@@ -83,7 +83,8 @@ def main() -> None:
     config = FinetuneConfig(seed=args.seed, total_env_steps=args.env_steps, reward=resolve_reward(env, "auto"))
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
     space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)
-    train_envs = make_vec_env(env, policy.spec, config.n_envs, reward=config.reward)
+    alike: dict[str, Any] = {"gamma": discount_inside(config), "reward": config.reward}
+    train_envs = make_vec_env(env, policy.spec, config.n_envs, **alike)
     with evaluation_envs(policy, n_envs=1) as eval_envs:
         try:
             kept = _trained(config, SteeredVecEnv(train_envs, policy, space), args.every)

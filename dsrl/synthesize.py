@@ -32,7 +32,7 @@ from dsrl.synthetic_diagnostics import Diagnostics, Scales, Step, diagnose, fitt
 from dsrl.training import Trainer
 from dsrl.trajectory_diffusion import PRESETS, TrajectoryConfig, TrajectoryDiffusion, load_model, save_model
 from dsrl.trajectory_windows import Layout, Windows, cut_windows, sparse_values, to_trajectories
-from dsrl.unfinished import Unfinished
+from dsrl.unfinished import NotKept, Unfinished
 from dsrl.wrappers.make import make_env, resolve_reward
 
 MODEL_SUFFIX = ".model"
@@ -132,9 +132,10 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     _check_model(config, model, data)
     target = make_target(policy, config.target, config.target_std * float((high - low).mean()) / 2)
     histories(windows.obs[:1], policy.spec)  # refuses windows that are no whole number of chunks
-    facts = {**flags(asdict(config), _NOT_OF_THE_MODEL), "data": file_sha256(config.dataset)}
-    kept = Unfinished(config.out, facts, anew=config.overwrite)
+    kept = NotKept()
     if given is None:
+        facts = {**flags(asdict(config), _NOT_OF_THE_MODEL), "data": file_sha256(config.dataset)}
+        kept = Unfinished(config.out, facts, anew=config.overwrite)
         console.print(f"trajectory model on {len(windows.obs)} windows of {length} env steps, {config.preset}")
         model = _train(config, model, windows, _held_out(valid, length, policy.device), kept, console)
     if config.model is None or config.model.resolve() != config.out.with_suffix(MODEL_SUFFIX).resolve():
