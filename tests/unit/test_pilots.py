@@ -140,6 +140,7 @@ def challenged(learner: list[float], incumbent: list[float], *, proof: list[floa
         ([1.0, 1.0, 1.0], [1.0, 1.0, 0.0], True),
         ([1.0, 0.0, 0.0], [1.0, 1.0, 0.0], False),
         ([0.0, 0.0, 0.0], [1.0, 1.0, 0.0], False),
+        ([1.0, 0.0, 0.0] * 2, [1.0, 1.0, 0.0] * 2, False),
         ([1.0] * 3, [1.0] * 9, False),  # so few say less
     ],
 )
