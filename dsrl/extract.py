@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ __all__ = ["GOAL_MODES", "ExtractConfig", "extract"]
 def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     """Find out what is good, train, save the averaged weights.
 
-    Ctrl-C during the training leaves a policy in ``<out>.partial``. The same call goes on from there, and after
+    Ctrl-C during the training leaves a policy in ``<out>.partial``. The same call goes on where it was, and after
     ``kill -9`` from what was written last (:class:`~dsrl.unfinished.Unfinished`).
 
     Returns:
@@ -54,12 +54,12 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     origin = _origin(config, base, data)
     facts = {**flags(origin["config"], ("device",)), "--agent": config.agent}
     facts |= {"base policy": base.spec.sha256, "data": origin["data sha256"]}
-    kept = Unfinished(out, facts, anew=config.overwrite)
+    kept = Unfinished(out, facts, anew=config.overwrite, say=console.print)
     folder = _folder(config, base, data, kept)
     console.print(f"{config.mode} extraction from {spelled(config.base_policy)}, run folder {folder.path}")
     log = RunLog(folder, console)
     try:
-        frozen = _train(policy, teach(log, kept), config, origin, kept, log)
+        frozen = _train(policy, _taught(teach, kept, log), config, origin, kept, log)
     except RunFailed:
         raise
     except DsrlError:  # there is nothing to go on with: other settings or data are needed
@@ -71,6 +71,14 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     kept.finish()
     console.print(f"wrote {out}; choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5")
     return out
+
+
+def _taught(teach: Callable[[RunLog, Unfinished], Lesson], kept: Unfinished, log: RunLog) -> Lesson:
+    try:
+        return teach(log, kept)
+    except KeyboardInterrupt:
+        log.say(kept.explain("before the policy was trained"))
+        raise
 
 
 def _train(
@@ -91,7 +99,7 @@ def _train(
     try:
         trainer.run(lesson.train, lesson.valid)
     except KeyboardInterrupt:
-        log.say(kept.explain(trainer.step, save_policy(described(), kept.partial)))
+        log.say(kept.explain(f"after {trainer.step} steps", save_policy(described(), kept.partial)))
         raise
     log.say(f"loss {trainer.train_loss:.4f}, held out {trainer.valid_loss:.4f}")
     return described()

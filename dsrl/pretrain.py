@@ -108,12 +108,14 @@ def pretrain(config: PretrainConfig) -> Path:
     origin = _origin(config, data)
     free = ("device", "eval_episodes", "eval_seed")
     facts = {**flags(origin["config"], free), "data": origin["data sha256"]}
-    kept = Unfinished(out, facts, anew=config.overwrite)
+    kept = Unfinished(out, facts, anew=config.overwrite, say=console.print)
     trainer = Trainer(policy, config, kept=kept)
     try:
         trainer.run(train, valid)
     except KeyboardInterrupt:
-        console.print(kept.explain(trainer.step, save_policy(_described(trainer, origin), kept.partial)))
+        console.print(
+            kept.explain(f"after {trainer.step} steps", save_policy(_described(trainer, origin), kept.partial))
+        )
         raise
     frozen = _described(trainer, origin)
     save_policy(frozen, out)

@@ -135,7 +135,7 @@ def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path
     kept = NotKept()
     if given is None:
         facts = {**flags(asdict(config), _NOT_OF_THE_MODEL), "data": file_sha256(config.dataset)}
-        kept = Unfinished(config.out, facts, anew=config.overwrite)
+        kept = Unfinished(config.out, facts, anew=config.overwrite, say=console.print)
         console.print(f"trajectory model on {len(windows.obs)} windows of {length} env steps, {config.preset}")
         model = _train(config, model, windows, _held_out(valid, length, policy.device), kept, console)
     if config.model is None or config.model.resolve() != config.out.with_suffix(MODEL_SUFFIX).resolve():
@@ -253,7 +253,7 @@ def _train(
     try:
         trainer.run([rows], [rows[:0] if valid is None else model.codec.encode(valid)])
     except KeyboardInterrupt:
-        console.print(kept.explain(trainer.step))
+        console.print(kept.explain(f"after {trainer.step} steps"))
         raise
     console.print(f"loss {trainer.train_loss:.4f}, held out {trainer.valid_loss:.4f}")
     return trainer.ema

@@ -43,12 +43,21 @@ class Unfinished(NotKept):
         facts: what the result depends on.
         anew: begin again where something else was begun.
         interval: seconds between two writes.
+        say: is told when there is something to go on with.
 
     Raises:
         DsrlError: when something else was begun there and is not to be dropped.
     """
 
-    def __init__(self, out: Path, facts: Mapping[str, Any], *, anew: bool = False, interval: float = 30.0):
+    def __init__(
+        self,
+        out: Path,
+        facts: Mapping[str, Any],
+        *,
+        anew: bool = False,
+        interval: float = 30.0,
+        say: Callable[[str], None] = lambda _: None,
+    ):
         self.out, self.interval = out, interval
         self.path = out.with_name(f"{out.name}.unfinished")
         self._facts: dict[str, Any] = json.loads(json.dumps(facts, default=str))
@@ -56,6 +65,8 @@ class Unfinished(NotKept):
         self._due = time.monotonic() + interval
         if self.path.exists():
             self._read(anew)
+            if self._parts:
+                say(f"going on with {self.path}")
 
     def _read(self, anew: bool) -> None:
         try:
@@ -98,10 +109,10 @@ class Unfinished(NotKept):
         """Where the result of an interrupted command goes, as far as it came."""
         return self.out.with_name(f"{self.out.name}.partial")
 
-    def explain(self, step: int, partial: Path | None = None) -> str:
+    def explain(self, when: str, partial: Path | None = None) -> str:
         """What to say after an interruption; ``partial`` is a checkpoint that can be used as it is."""
         usable = "" if partial is None else f"a policy that can be used is in {partial}; "
-        return f"interrupted after {step} steps; {usable}the same command goes on from there"
+        return f"interrupted {when}; {usable}the same command goes on from there"
 
     def finish(self) -> None:
         """The file is written, or what was learned is worth nothing: nothing is left to go on from."""

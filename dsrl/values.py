@@ -157,6 +157,7 @@ def fit_values(
             if interruption.requested:
                 raise KeyboardInterrupt
             metrics = fit.update()
+            bar.update(task, completed=fit.step)
             if fit.step % report_every and fit.step < config.steps:
                 continue
             # reading waits for the device, so it is done now and then only
@@ -165,7 +166,7 @@ def fit_values(
                 if not math.isfinite(value):
                     kept.finish()
                     raise LossNotFinite(f"{name} is {value} after {fit.step} gradient steps; try a smaller --values.lr")
-            bar.update(task, completed=fit.step, words=f"critic loss {read['train/critic_loss']:.2g}")
+            bar.update(task, words=f"critic loss {read['train/critic_loss']:.2g}")
             if report is not None:
                 report(fit.step, read)
     kept.keep("values", fit.state, now=True)

@@ -310,6 +310,17 @@ def test_ctrl_c_keeps_what_was_learned(config, monkeypatch, capsys):
     assert "interrupted after 7 steps" in " ".join(capsys.readouterr().out.split())
 
 
+def test_ctrl_c_in_the_values_says_that_the_command_goes_on(config, monkeypatch, capsys):
+    def interrupted(*batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dsrl.values.ImplicitQ, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(config)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith("interrupted before the policy was trained; the same command goes on from there")
+
+
 def rows(run):
     return [sorted(row.items()) for row in RunFolder(run).read_metrics()]
 
@@ -330,7 +341,7 @@ def test_the_same_call_goes_on_to_the_same_policy(config, monkeypatch, tmp_path,
             raise ZeroDivisionError
         return update(*args)
 
-    monkeypatch.setattr(Unfinished.__init__, "__kwdefaults__", {"anew": False, "interval": 0.0})
+    monkeypatch.setattr(Unfinished.__init__, "__kwdefaults__", {**Unfinished.__init__.__kwdefaults__, "interval": 0.0})
     monkeypatch.setattr(kind, "update", killed)
     with pytest.raises(ZeroDivisionError):
         extract(config)

@@ -17,7 +17,9 @@ def test_the_same_command_goes_on(tmp_path):
     out = tmp_path / "policy.pt"
     assert Unfinished(out, FACTS).part("policy") is None
     begun(out)
-    kept = Unfinished(out, FACTS)
+    said: list[str] = []
+    kept = Unfinished(out, FACTS, say=said.append)
+    assert said == [f"going on with {out}.unfinished"]
     state = kept.part("policy")
     assert state["step"] == 3 and torch.equal(state["weights"], torch.arange(3.0)) and kept.part("values") is None
     kept.keep("values", lambda: {"step": 1}, now=True)
@@ -42,7 +44,8 @@ def test_another_command_does_not_go_on(tmp_path):
         Unfinished(out, others)
     assert Unfinished(out, FACTS).part("policy") is not None
     assert Unfinished(out, FACTS, anew=True).part("policy") is not None, "the same settings lose nothing"
-    assert Unfinished(out, others, anew=True).part("policy") is None
+    said: list[str] = []
+    assert Unfinished(out, others, anew=True, say=said.append).part("policy") is None and not said
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
