@@ -100,13 +100,16 @@ class Trainer:
                     raise RunFailed(f"the loss is {self.train_loss} at step {self.step}; try a smaller --lr")
                 if self.step % (10 * report_every) == 0 or self.step >= self.config.steps:
                     self.valid_loss = self.validate(*valid)
-                words = (
-                    f"loss {self.train_loss:.4f}  valid {self.valid_loss:.4f}  {bar.tasks[task].speed or 0:.0f} steps/s"
-                )
+                words = self._words(bar.tasks[task].speed)
                 bar.update(task, completed=self.step, words=words)
                 if self.report is not None:
                     self.report(self.step, {"train/loss": self.train_loss, "valid/loss": self.valid_loss})
         self.kept.keep("policy", lambda: self._state(train), now=True)
+
+    def _words(self, steps_per_second: float | None) -> str:
+        words = {"loss": self.train_loss, "held out": self.valid_loss}
+        shown = [f"{name} {loss:.4f}" for name, loss in words.items() if loss == loss]  # NaN until it is measured
+        return "  ".join(shown if steps_per_second is None else [*shown, f"{steps_per_second:.0f} steps/s"])
 
     def _state(self, train: Sequence[Column]) -> dict[str, Any]:
         return {
