@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dsrl.data import Trajectories, bc_windows
 from dsrl.errors import RunFailed
@@ -67,7 +68,7 @@ class Trainer:
         self._averages = [parameter for parameter in self.ema.parameters() if parameter.requires_grad]
         self._trained = trained
         self.ema.freeze()
-        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.steps)
         self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
         self.step = 0
@@ -148,9 +149,7 @@ class Trainer:
         self.step += 1
         # the average of few steps must not remember the random initial weights
         decay = min(self.config.ema_decay, self.step / (self.step + 10))
-        with torch.no_grad():
-            for average, weight in zip(self._averages, self._trained, strict=True):
-                average.lerp_(weight, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self._averages, self._trained, 0)
         return loss.detach()
 
     def validate(self, *columns: Column, limit: int = 4096) -> float:
