@@ -66,11 +66,15 @@ def compare(denoiser: nn.Module, batch: int, n_steps: int, rounds: int, spacing:
         return sampler(denoiser, cond, noise)
 
     difference = float((theirs() - ours()).abs().max())
-    calls = max(1, round(0.05 / cpu_seconds(theirs, 2)))
-    times = [(cpu_seconds(theirs, calls), cpu_seconds(ours, calls)) for _ in range(rounds)]
-    slow, fast = (1e3 * median(column) for column in zip(*times, strict=True))
-    ratio = median(first / second for first, second in times)
-    return [f"{slow:.2f}", f"{fast:.2f}", f"{ratio:.2f}", f"{difference:.0e}"]
+    return [*in_turn(theirs, ours, rounds), f"{difference:.0e}"]
+
+
+def in_turn(first: Callable[[], Tensor], second: Callable[[], Tensor], rounds: int) -> list[str]:
+    """Milliseconds of both and how many times as long the first takes, medians over the rounds."""
+    calls = max(1, round(0.05 / cpu_seconds(first, 2)))
+    times = [(cpu_seconds(first, calls), cpu_seconds(second, calls)) for _ in range(rounds)]
+    one, other = (1e3 * median(column) for column in zip(*times, strict=True))
+    return [f"{one:.2f}", f"{other:.2f}", f"{median(a / b for a, b in times):.2f}"]
 
 
 def cpu_seconds(call: Callable[[], Tensor], times: int) -> float:
