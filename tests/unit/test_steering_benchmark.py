@@ -63,6 +63,14 @@ def test_a_seed_is_reduced_against_its_own_base_policy(table):
     assert seed.dip == pytest.approx(-0.1)
 
 
+def test_base_and_controls_are_those_of_the_same_episodes(table):
+    row = {"task": "can", "method": "na", "seed": "0", "policy": "base, N(0, I)", "success_rate": "0.4"}
+    zero = {**row, "policy": "zero noise", "success_rate": "0.3"}
+    others = [{**row, "seed": "1", "success_rate": "0.5"}, {**row, "method": "sac", "success_rate": "0.2"}]
+    text = table._base_table({"can": {}}, [row, zero, *others])
+    assert text.splitlines()[-1] == "| can | 40% | 30% | – | – | 45% (40% to 50%) | 90% |"
+
+
 def test_seed_0_of_everything_comes_first(steering):
     keys = steering.planned(["lift", "can"], ["na", "sac"], [0, 1])
     assert [key[2] for key in keys] == [0] * 4 + [1] * 4
