@@ -7,7 +7,6 @@ batches are drawn one after another, or as one of twice the size.
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from rich.console import Console
@@ -25,19 +24,6 @@ SPEC = PolicySpec({"state": (COND_DIM,)}, ACTION_DIM, HORIZON, HORIZON)
 WEIGHT = 1.5
 
 
-def anchored(base: DiffusionPolicy, labelled: DiffusionPolicy) -> Guided:
-    """Two networks."""
-    return AnchoredPolicy(base, Guidance(WEIGHT))
-
-
-def fresh(base: DiffusionPolicy, labelled: DiffusionPolicy) -> Guided:
-    """One network, in batches of twice the size."""
-    return GuidedPolicy(labelled, Guidance(WEIGHT))
-
-
-KINDS: dict[str, Callable[[DiffusionPolicy, DiffusionPolicy], Guided]] = {"anchored": anchored, "fresh": fresh}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=8, help="of denoising per chunk")
@@ -53,10 +39,14 @@ def main() -> None:
             DiffusionPolicy(SPEC, DiffusionConfig(network, sampling_steps=args.steps, label_dim=dim)).freeze()
             for dim in (0, LABEL_DIM)
         )
-        for kind, build in KINDS.items():
-            policy = build(base, labelled).freeze()
+        # two networks, and one in batches of twice the size
+        guided: dict[str, Guided] = {
+            "anchored": AnchoredPolicy(base, Guidance(WEIGHT)),
+            "fresh": GuidedPolicy(labelled, Guidance(WEIGHT)),
+        }
+        for mode, policy in guided.items():
             for batch in args.batches:
-                table.add_row(name, kind, str(batch), *compare(policy, base, batch, args.rounds))
+                table.add_row(name, mode, str(batch), *compare(policy.freeze(), base, batch, args.rounds))
     Console(width=100).print(table)
 
 

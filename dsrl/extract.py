@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from dsrl.data import Trajectories
 from dsrl.demos import read_demos
 from dsrl.errors import DsrlError, RunFailed
 from dsrl.extract_config import GOAL_MODES, ExtractConfig
-from dsrl.extract_modes import Job, Lesson, prepare
+from dsrl.extract_modes import Job, Lesson, Teacher, prepare
 from dsrl.facts import file_sha256, flags
 from dsrl.files import check_out, checkpoint_file
 from dsrl.policy import FrozenPolicy
@@ -73,7 +73,7 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
     return out
 
 
-def _taught(teach: Callable[[RunLog, Unfinished], Lesson], kept: Unfinished, log: RunLog) -> Lesson:
+def _taught(teach: Teacher, kept: Unfinished, log: RunLog) -> Lesson:
     try:
         return teach(log, kept)
     except KeyboardInterrupt:

@@ -341,7 +341,7 @@ def test_the_same_call_goes_on_to_the_same_policy(config, monkeypatch, tmp_path,
             raise ZeroDivisionError
         return update(*args)
 
-    monkeypatch.setattr(Unfinished.__init__, "__kwdefaults__", {**Unfinished.__init__.__kwdefaults__, "interval": 0.0})
+    monkeypatch.setitem(Unfinished.__init__.__kwdefaults__, "interval", 0.0)
     monkeypatch.setattr(kind, "update", killed)
     with pytest.raises(ZeroDivisionError):
         extract(config)

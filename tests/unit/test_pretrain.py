@@ -127,9 +127,7 @@ def killed():
 @pytest.mark.parametrize("how", [lambda: signal.raise_signal(signal.SIGINT), killed])
 def test_the_same_call_goes_on_to_the_same_weights(config, monkeypatch, capsys, how):
     expected = load_policy(pretrain(replace(config, out=config.out.with_name("unbroken.pt"))), device="cpu").spec.sha256
-    monkeypatch.setattr(
-        Unfinished.__init__, "__kwdefaults__", {**Unfinished.__init__.__kwdefaults__, "interval": 0.0}
-    )  # killed at any time
+    monkeypatch.setitem(Unfinished.__init__.__kwdefaults__, "interval", 0.0)  # killed at any time
     broken_off(monkeypatch, lambda: pretrain(config), 123, how)
     assert not config.out.exists() and config.out.with_name("base.pt.unfinished").exists()
     steps = []
