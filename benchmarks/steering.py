@@ -2,11 +2,13 @@
 
 Seed 0 of everything comes first, so that a benchmark that is cut short is still balanced. What is finished is merged
 into ``benchmarks/results/steering_{curves,final}.csv`` after every run; a run that these files hold is not repeated,
-even where its folder is gone, as long as the base policy is the same. The end is ``steering.md`` and ``steering.png``
-beside them. Flags that are not listed by ``--help`` go to ``dsrl finetune``.
+even where its folder is gone, as long as the base policy is the same and the plan no longer. A run that was broken off,
+or whose plan has grown, goes on. The end is ``steering.md`` and ``steering.png`` beside them. Flags that are not listed
+by ``--help`` go to ``dsrl finetune``.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -58,7 +60,12 @@ PLANS = {
     "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(4_800, 4_800), methods=METHODS),
     "can": Plan(na=Budget(16_000, 2_000), reference=Budget(20_000, 2_000), warmup=Budget(8_400, 8_400)),
     "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-60", "na-exact", "na-demos", "sac", "reference")),
-    "hand-insert": Plan(seeds=(0, 1, 2, 3, 4), na=Budget(12_000, 1_000), warmup=Budget(4_800, 4_800)),
+    "hand-insert": Plan(
+        seeds=(0, 1, 2, 3, 4),
+        na=Budget(20_000, 1_000),
+        reference=Budget(32_000, 2_000),
+        warmup=Budget(4_800, 4_800),
+    ),
     "hammer": Plan(warmup=Budget(5_400, 5_400)),
 }
 
@@ -82,9 +89,11 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
 
 
 def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]:
-    """All flags of one run; with ``controls`` it also plays what needs no learning."""
+    """All flags of one run, or of going on with it; with ``controls`` it also plays what needs no learning."""
     task, method, seed = key
     budget = PLANS[task].budget(method)
+    if begun(run_dir, base_policy(TASKS[task], bases)):
+        return ["--resume", str(run_dir), "--total-env-steps", str(budget.env_steps)]
     flags = {
         "base-policy": base_policy(TASKS[task], bases),
         "run-dir": run_dir,
@@ -103,9 +112,20 @@ def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]
     return [*named, others, "--overwrite", *method_flags(method, task, bases)]
 
 
+def begun(run_dir: Path, policy: Path) -> bool:
+    """Whether the folder holds a run on that base policy."""
+    facts = run_dir / "base_policy.json"
+    return facts.exists() and json.loads(facts.read_text(encoding="utf-8"))["sha256"] == sha256_of(policy)
+
+
 def hashes(tasks: Iterable[str], bases: Path) -> dict[str, str]:
     """Of the tasks' base policies."""
-    return {task: load_policy(base_policy(TASKS[task], bases), device="cpu").spec.sha256 for task in tasks}
+    return {task: sha256_of(base_policy(TASKS[task], bases)) for task in tasks}
+
+
+def sha256_of(policy: Path) -> str:
+    """As a run writes it down."""
+    return load_policy(policy, device="cpu").spec.sha256
 
 
 def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:
@@ -117,6 +137,11 @@ def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence
         for seed in seeds or PLANS[task].seeds
     ]
     return sorted(keys, key=lambda key: key[2])  # stable: within a seed as listed
+
+
+def env_steps(key: Key) -> int:
+    """What a whole run takes."""
+    return PLANS[key[0]].budget(key[1]).env_steps
 
 
 class Children:
@@ -221,8 +246,8 @@ def main() -> int:
     interrupted = False
     if not args.collect_only:
         keys = planned(args.tasks, args.methods, args.seeds)
-        held = set() if args.again else results.held(hashes(args.tasks, args.bases))
-        missing = [key for key in keys if key not in held and not results.finished(key)]
+        held = {} if args.again else results.held(hashes(args.tasks, args.bases))
+        missing = [key for key in keys if max(held.get(key, 0), results.finished(key)) < env_steps(key)]
         print(f"{len(missing)} of {len(keys)} runs to do, {args.jobs} at a time, in {args.runs}", flush=True)
         try:
             failed = run_all(missing, results, args.bases, args.jobs, extra)

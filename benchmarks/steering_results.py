@@ -62,13 +62,16 @@ class Results:
         task, method, seed = key
         return self.runs / task / method / f"seed{seed}"
 
-    def finished(self, key: Key) -> bool:
-        """Whether a run came to its end and its folder is here."""
-        return (self.run_dir(key) / "comparison.json").exists()
+    def finished(self, key: Key) -> int:
+        """The env steps of a run that came to its end and whose folder is here; 0 of any other."""
+        folder = self.run_dir(key)
+        return _env_steps(read_rows(folder / "evaluations.csv")) if (folder / "comparison.json").exists() else 0
 
-    def held(self, bases: Mapping[str, str]) -> set[Key]:
-        """The runs that the CSV files hold whole, of the tasks' base policies with these hashes."""
-        return {_key(row) for row in read_rows(self.final_path) if _is_of(row, bases)}
+    def held(self, bases: Mapping[str, str]) -> dict[Key, int]:
+        """The env steps of the runs in the CSV files, of the tasks' base policies with these hashes."""
+        curves, final = self.read()
+        keys = {_key(row) for row in final if _is_of(row, bases)}
+        return {key: _env_steps([row for row in curves if _key(row) == key]) for key in keys}
 
     def controls(self, bases: Mapping[str, str]) -> set[str]:
         """The tasks whose base policy, with these hashes, was played without learning, seed 0, in all ways."""
@@ -121,6 +124,10 @@ class Results:
 
 def _key(row: Row) -> Key:
     return row["task"], row["method"], int(row["seed"])
+
+
+def _env_steps(curve: Sequence[Row]) -> int:
+    return max((int(float(row["env_steps"])) for row in curve), default=0)
 
 
 def _is_of(row: Row, bases: Mapping[str, str]) -> bool:

@@ -114,6 +114,21 @@ def test_what_needs_no_learning_is_measured_once(steering, tmp_path, monkeypatch
     assert [("8" in each, "--final-controls" in each) for each in flags] == [(True, True), (False, False)]
 
 
+def test_a_run_goes_on_where_it_is_on_the_same_base_policy(steering, tmp_path, monkeypatch):
+    monkeypatch.setattr(steering, "base_policy", lambda *_: "policy.pt")
+    monkeypatch.setattr(steering, "sha256_of", lambda _: SHA256)
+    results, key = steering.Results(tmp_path, tmp_path / "results"), ("can", "na", 0)
+    for sha256, starts in ((None, True), ("a" * 64, True), (SHA256, False)):
+        if sha256:
+            write_run(results.run_dir(key), 0.9, sha256=sha256)
+        flags = steering.run_flags(key, results.run_dir(key), tmp_path, controls=False)
+        assert ("--overwrite" in flags, "--resume" in flags) == (starts, not starts)
+        assert flags[flags.index("--total-env-steps") + 1] == str(steering.env_steps(key))
+    assert results.finished(key) == 1000 < steering.env_steps(key)
+    (results.run_dir(key) / "comparison.json").unlink()
+    assert results.finished(key) == 0
+
+
 def test_results_outlive_their_run_folders(steering, tmp_path):
     out = tmp_path / "results"
     write_run(tmp_path / "one" / "can" / "na" / "seed0", 0.95)
@@ -124,8 +139,8 @@ def test_results_outlive_their_run_folders(steering, tmp_path):
     before = (results.curves_path.read_bytes(), results.final_path.read_bytes())
     results.collect()
     assert (results.curves_path.read_bytes(), results.final_path.read_bytes()) == before
-    assert results.held({"can": SHA256}) == {("can", "na", 0), ("can", "sac", 1)}
-    assert results.held({"can": "a" * 64}) == results.held({"lift": SHA256}) == set()
+    assert results.held({"can": SHA256}) == {("can", "na", 0): 1000, ("can", "sac", 1): 1000}
+    assert results.held({"can": "a" * 64}) == results.held({"lift": SHA256}) == {}
     curves, final = results.read()
     assert [row["success_rate"] for row in curves] == ["0.4", "0.95", "0.4", "0.85"]
     assert {row["base_sha256"] for row in final} == {"12e412e412e4"}
@@ -142,6 +157,6 @@ def test_runs_on_another_base_policy_are_dropped_of_the_same_task_alone(steering
     write_run(tmp_path / "two" / "can" / "na" / "seed0", 0.85, sha256="a" * 64)
     results = steering.Results(tmp_path / "two", out)
     results.collect()
-    assert results.held({"can": "a" * 64, "lift": SHA256}) == {("can", "na", 0), ("lift", "reference", 0)}
+    assert results.held({"can": "a" * 64, "lift": SHA256}) == {("can", "na", 0): 1000, ("lift", "reference", 0): 1000}
     for rows in results.read():
         assert {(row["task"], row["method"]) for row in rows} == {("can", "na"), ("lift", "reference")}
