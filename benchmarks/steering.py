@@ -45,8 +45,8 @@ class Plan:
     reference: Budget = Budget(16_000, 2_000)
     """also of plain SAC"""
     ppo: Budget = Budget(40_000, 5_000)
-    warmup: Budget = Budget(6_000, 6_000)
-    """of na-60: what 60 episodes of the base policy take at most, so that little more than they is played"""
+    warmup: Budget = Budget(12_000, 12_000)
+    """of na-60: twice what 60 episodes of the base policy take at most, since a warm-up may take half of a run"""
     methods: tuple[str, ...] = field(default=("na", "na-60", "na-demos", "sac", "reference"))
     """without --methods"""
 
@@ -57,16 +57,16 @@ class Plan:
 
 
 PLANS = {
-    "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(4_800, 4_800), methods=METHODS),
-    "can": Plan(na=Budget(16_000, 2_000), reference=Budget(20_000, 2_000), warmup=Budget(8_400, 8_400)),
+    "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(9_600, 9_600), methods=METHODS),
+    "can": Plan(na=Budget(16_000, 2_000), reference=Budget(20_000, 2_000), warmup=Budget(16_800, 16_800)),
     "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-60", "na-exact", "na-demos", "sac", "reference")),
     "hand-insert": Plan(
         seeds=(0, 1, 2, 3, 4),
         na=Budget(20_000, 1_000),
         reference=Budget(32_000, 2_000),
-        warmup=Budget(4_800, 4_800),
+        warmup=Budget(9_600, 9_600),
     ),
-    "hammer": Plan(warmup=Budget(5_400, 5_400)),
+    "hammer": Plan(warmup=Budget(10_800, 10_800)),
 }
 
 
