@@ -8,7 +8,6 @@ by ``--help`` go to ``dsrl finetune``.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -88,11 +87,11 @@ def method_flags(method: str, task: str, bases: Path) -> list[str]:
     return ["--algo", method]
 
 
-def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]:
-    """All flags of one run, or of going on with it; with ``controls`` it also plays what needs no learning."""
+def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool, begun: bool = False) -> list[str]:
+    """All flags of one run, or of going on with one; with ``controls`` it also plays what needs no learning."""
     task, method, seed = key
-    budget = PLANS[task].budget(method)
-    if begun(run_dir, base_policy(TASKS[task], bases)):
+    budget = budget_of(key)
+    if begun:
         return ["--resume", str(run_dir), "--total-env-steps", str(budget.env_steps)]
     flags = {
         "base-policy": base_policy(TASKS[task], bases),
@@ -112,20 +111,9 @@ def run_flags(key: Key, run_dir: Path, bases: Path, controls: bool) -> list[str]
     return [*named, others, "--overwrite", *method_flags(method, task, bases)]
 
 
-def begun(run_dir: Path, policy: Path) -> bool:
-    """Whether the folder holds a run on that base policy."""
-    facts = run_dir / "base_policy.json"
-    return facts.exists() and json.loads(facts.read_text(encoding="utf-8"))["sha256"] == sha256_of(policy)
-
-
 def hashes(tasks: Iterable[str], bases: Path) -> dict[str, str]:
     """Of the tasks' base policies."""
-    return {task: sha256_of(base_policy(TASKS[task], bases)) for task in tasks}
-
-
-def sha256_of(policy: Path) -> str:
-    """As a run writes it down."""
-    return load_policy(policy, device="cpu").spec.sha256
+    return {task: load_policy(base_policy(TASKS[task], bases), device="cpu").spec.sha256 for task in tasks}
 
 
 def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Key]:
@@ -139,9 +127,9 @@ def planned(tasks: Iterable[str], methods: Sequence[str] | None, seeds: Sequence
     return sorted(keys, key=lambda key: key[2])  # stable: within a seed as listed
 
 
-def env_steps(key: Key) -> int:
-    """What a whole run takes."""
-    return PLANS[key[0]].budget(key[1]).env_steps
+def budget_of(key: Key) -> Budget:
+    """What a whole run may spend."""
+    return PLANS[key[0]].budget(key[1])
 
 
 class Children:
@@ -192,13 +180,15 @@ def run_all(keys: Sequence[Key], results: Results, bases: Path, jobs: int, extra
     children = Children()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures, known = {}, results.controls(hashes({key[0] for key in keys}, bases))
+            futures, policies = {}, hashes({key[0] for key in keys}, bases)
+            known = results.controls(policies)
             for key in keys:
                 run_dir = results.run_dir(key)
                 # they are properties of the base policy: one run per task measures them
                 controls = key[1:] == ("na", 0) and key[0] not in known
                 # base policies and demonstrations are made here, one after another: two runs may share them
-                command = [dsrl, "finetune", *run_flags(key, run_dir, bases, controls), *extra]
+                flags = run_flags(key, run_dir, bases, controls, results.begun(key, policies))
+                command = [dsrl, "finetune", *flags, *extra]
                 futures[pool.submit(children.run, command, run_dir.with_suffix(".log"))] = key
             for done, future in enumerate(as_completed(futures), 1):
                 key, status = futures[future], future.result()
@@ -247,7 +237,7 @@ def main() -> int:
     if not args.collect_only:
         keys = planned(args.tasks, args.methods, args.seeds)
         held = {} if args.again else results.held(hashes(args.tasks, args.bases))
-        missing = [key for key in keys if max(held.get(key, 0), results.finished(key)) < env_steps(key)]
+        missing = [key for key in keys if max(held.get(key, 0), results.finished(key)) < budget_of(key).env_steps]
         print(f"{len(missing)} of {len(keys)} runs to do, {args.jobs} at a time, in {args.runs}", flush=True)
         try:
             failed = run_all(missing, results, args.bases, args.jobs, extra)

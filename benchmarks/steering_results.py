@@ -62,6 +62,11 @@ class Results:
         task, method, seed = key
         return self.runs / task / method / f"seed{seed}"
 
+    def begun(self, key: Key, bases: Mapping[str, str]) -> bool:
+        """Whether the folder of a run is here and on the base policy with this hash."""
+        folder = self.run_dir(key)
+        return (folder / "base_policy.json").exists() and _base_sha256(folder) == bases[key[0]]
+
     def finished(self, key: Key) -> int:
         """The env steps of a run that came to its end and whose folder is here; 0 of any other."""
         folder = self.run_dir(key)
@@ -146,16 +151,20 @@ def _curve(key: Key, folder: Path) -> list[dict[str, Any]]:
 
 
 def _comparison(key: Key, folder: Path) -> list[dict[str, Any]]:
-    base = json.loads((folder / "base_policy.json").read_text(encoding="utf-8"))
     git = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("git") or {}
     # which base policy it was, and what steered it
-    origin = {"base_sha256": base["sha256"][:_HASH], "commit": (git.get("sha") or "")[:10]}
+    origin = {"base_sha256": _base_sha256(folder)[:_HASH], "commit": (git.get("sha") or "")[:10]}
     rows = []
     for row in json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["rows"]:
         entry = dict(zip(FINAL_COLUMNS, key, strict=False))
         entry |= {name: row.get(name, "") for name in FINAL_COLUMNS[3:]}
         rows.append(entry | {"low": row["success_low"], "high": row["success_high"]} | origin)
     return rows
+
+
+def _base_sha256(folder: Path) -> str:
+    sha256: str = json.loads((folder / "base_policy.json").read_text(encoding="utf-8"))["sha256"]
+    return sha256
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:

@@ -116,15 +116,15 @@ def test_what_needs_no_learning_is_measured_once(steering, tmp_path, monkeypatch
 
 def test_a_run_goes_on_where_it_is_on_the_same_base_policy(steering, tmp_path, monkeypatch):
     monkeypatch.setattr(steering, "base_policy", lambda *_: "policy.pt")
-    monkeypatch.setattr(steering, "sha256_of", lambda _: SHA256)
     results, key = steering.Results(tmp_path, tmp_path / "results"), ("can", "na", 0)
     for sha256, starts in ((None, True), ("a" * 64, True), (SHA256, False)):
         if sha256:
             write_run(results.run_dir(key), 0.9, sha256=sha256)
-        flags = steering.run_flags(key, results.run_dir(key), tmp_path, controls=False)
+        begun = results.begun(key, {"can": SHA256})
+        flags = steering.run_flags(key, results.run_dir(key), tmp_path, controls=False, begun=begun)
         assert ("--overwrite" in flags, "--resume" in flags) == (starts, not starts)
-        assert flags[flags.index("--total-env-steps") + 1] == str(steering.env_steps(key))
-    assert results.finished(key) == 1000 < steering.env_steps(key)
+        assert flags[flags.index("--total-env-steps") + 1] == str(steering.budget_of(key).env_steps)
+    assert results.finished(key) == 1000 < steering.budget_of(key).env_steps
     (results.run_dir(key) / "comparison.json").unlink()
     assert results.finished(key) == 0
 
