@@ -17,7 +17,7 @@ from typing import Any
 
 from dsrl.collect import CollectConfig, collect
 from dsrl.commands import probe
-from dsrl.config import ProbeConfig
+from dsrl.evaluate_config import ProbeConfig
 from dsrl.files import replacing
 from dsrl.pretrain import PretrainConfig, pretrain
 from dsrl.pretrained import DEFAULT_CHECKPOINT

@@ -30,11 +30,17 @@ COMMANDS: Mapping[str, Command] = {
         "steer a frozen policy by reinforcement learning on its noise", "config:FinetuneConfig", "commands:finetune"
     ),
     "evaluate": Command(
-        "score a run or a checkpoint on seeded episodes", "config:EvaluateConfig", "commands:evaluate", ("target",)
+        "score a run or a checkpoint on seeded episodes",
+        "evaluate_config:EvaluateConfig",
+        "commands:evaluate",
+        ("target",),
     ),
     "report": Command("one HTML page about one run or many", "report:ReportConfig", "report:report", ("runs",)),
     "probe": Command(
-        "steerability check: what the choice of noise changes", "config:ProbeConfig", "commands:probe", ("checkpoint",)
+        "steerability check: what the choice of noise changes",
+        "evaluate_config:ProbeConfig",
+        "commands:probe",
+        ("checkpoint",),
     ),
     "export": Command("base policy and agent in one file", "config:ExportConfig", "commands:export", ("run", "out")),
     "push": Command("put a run on the Hugging Face hub", "push:PushConfig", "push:push", ("run", "repo")),

@@ -18,17 +18,16 @@ from dsrl.compare import compare, print_probe
 from dsrl.compare_runs import Contender, compare_runs
 from dsrl.config import (
     ConvertConfig,
-    EvaluateConfig,
     ExportConfig,
     FinetuneConfig,
     InspectConfig,
     PluginsConfig,
-    ProbeConfig,
     safety_config,
 )
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of, evaluation_envs
+from dsrl.evaluate_config import EvaluateConfig, ProbeConfig
 from dsrl.files import check_out
 from dsrl.guidance_curve import guidance_curve
 from dsrl.noise import NoiseSpace, reduced_spaces
@@ -63,7 +62,8 @@ def probe(config: ProbeConfig) -> None:
     if config.noise_spaces and not spaces:
         raise DsrlError(f"the noise of this policy has the shape {shape} and no rows in time; leave out --noise-spaces")
     noise_space = NoiseSpace.from_config(shape, config.bound, config.noise)
-    with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
+    env = environment_of(policy, config.env, config.max_episode_steps)
+    with evaluation_envs(policy, env=env, n_envs=config.n_envs, reward=config.reward) as envs:
         check = run_probe(
             policy,
             envs,
@@ -207,7 +207,8 @@ def _evaluate_weights(config: EvaluateConfig, console: Console) -> None:
             f"--guidance-weight is {config.guidance_weight}, but {config.target} is {what}, which is not guided; "
             "`dsrl extract` writes a policy that is"
         )
-    with evaluation_envs(policy, env=config.env, n_envs=config.n_envs, reward=config.reward) as envs:
+    env = environment_of(policy, config.env, config.max_episode_steps)
+    with evaluation_envs(policy, env=env, n_envs=config.n_envs, reward=config.reward) as envs:
         seeds = {"seed": config.seed, "choice_seed": config.choice_seed}
         curve = guidance_curve(policy, envs, config.weights, episodes=config.episodes, **seeds, console=console)
     curve.print(console)
@@ -224,9 +225,11 @@ def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None
     """Base policy, steered policy and environment of a run folder or a checkpoint."""
     if config.target.is_dir() and not is_checkpoint(config.target) and not is_agent_folder(config.target):
         steered, known = load_run(config.target, config.agent, config.device, config.load.base)
-        return steered.base, steered, environment_of(steered.base, config.env) if config.env else known
+        if config.env is None and config.max_episode_steps is None:
+            return steered.base, steered, known
+        return steered.base, steered, environment_of(steered.base, config.env or known, config.max_episode_steps)
     policy = load_policy(config.target, **vars(config.load), device=config.device)
-    env = environment_of(policy, config.env)
+    env = environment_of(policy, config.env, config.max_episode_steps)
     return (policy.base, policy, env) if isinstance(policy, SteeredPolicy) else (policy, None, env)
 
 

@@ -77,6 +77,8 @@ class FinetuneConfig:
     load: LoadConfig = field(default_factory=LoadConfig)
     env: str | None = None
     """robosuite/Lift, metaworld/push-v3, or any gymnasium id; left out: the one the checkpoint was made for"""
+    max_episode_steps: int | None = None
+    """time limit in env steps; left out: the environment's own"""
     algo: Literal["na", "sac", "ppo"] = "na"
     """na: noise-aliased SAC; sac and ppo: the stock agents of stable-baselines3"""
     run_dir: Path | None = None
@@ -152,7 +154,14 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         positive(self, "total_env_steps", "n_envs", "final_episodes", "final_repeats", "n_eval_envs")
-        positive(self, *(name for name in ("eval_interval", "eval_episodes") if getattr(self, name) is not None))
+        positive(
+            self,
+            *(
+                name
+                for name in ("eval_interval", "eval_episodes", "max_episode_steps")
+                if getattr(self, name) is not None
+            ),
+        )
         if self.probe_episodes < 0:
             raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
         if not 0 <= self.seed < 10_000:
@@ -160,7 +169,7 @@ class FinetuneConfig:
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise DsrlError(f"--hidden-dims is {self.hidden_dims}; at least one layer of at least one unit is needed")
         if self.bound is not None:
-            _check_bound(self.bound)
+            check_bound(self.bound)
         if not 0 < self.gamma <= 1:
             raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
         if self.demos is not None and self.algo != "na":
@@ -188,107 +197,6 @@ class FinetuneConfig:
         if self.steer_guidance is None:
             return self.load
         return replace(self.load, steer_guidance=self.steer_guidance)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Score a run (base and steered policy on the same episodes) or a checkpoint."""
-
-    target: Path
-    """run folder or checkpoint"""
-    load: LoadConfig = field(default_factory=LoadConfig)
-    env: str | None = None
-    """left out: the one of the run or the checkpoint"""
-    compare: Path | None = None
-    """another run or checkpoint, played on the same episodes; what the target does more than it is shown"""
-    episodes: int = 100
-    """initial states, the seeds seed, seed + 1, ..."""
-    seed: int = 10_000_000
-    """of the first initial state and of the noise; left alone, no run has trained or chosen its best agent on it"""
-    repeats: int = 1
-    """noise seeds of the base policy per initial state, for best-of-N in hindsight"""
-    reward: Reward = "auto"
-    """reward convention; step-cost plays on after success, so that success held at the end means something"""
-    n_envs: int = 4
-    """environments side by side"""
-    agent: Literal["best", "final"] = "final"
-    """which agent of the run: the last one, or the one of the best evaluation on the way"""
-    json: Path | None = None
-    """write the numbers here"""
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
-    video: Path | None = None
-    """film the first episodes: NAME.mp4 shows base and steered side by side, NAME.png is a film strip, a folder gets a
-    file per policy and episode; mp4 needs the [video] extra"""
-    video_episodes: int = 3
-    """episodes per policy that are filmed"""
-    guidance_weight: str | None = None
-    """weights such as 0,1,1.5,2,3,5: play a guided checkpoint with each of them, and recommend one"""
-    choice_seed: int = 20_000_000
-    """of the first of as many other initial states, on which the recommended weight is chosen"""
-    plot: Path | None = None
-    """draw success against the guidance weight here"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, or auto"""
-
-    def __post_init__(self) -> None:
-        positive(self, "episodes", "repeats", "n_envs", "video_episodes")
-        if self.compare is not None and (self.repeats > 1 or self.video is not None or self.weights):
-            raise DsrlError("--compare plays two policies once; leave out --repeats, --video and --guidance-weight")
-        if not self.weights:
-            if self.plot is not None:
-                raise DsrlError("--plot draws success against the guidance weight; give --guidance-weight 0,1,1.5,2")
-            return
-        if self.repeats > 1 or self.video is not None or self.load.guidance_weight is not None:
-            raise DsrlError(
-                "--guidance-weight plays every weight once; leave out --repeats, --video and --load.guidance-weight"
-            )
-        if abs(self.seed - self.choice_seed) < self.episodes:
-            raise DsrlError(
-                f"--seed {self.seed} and --choice-seed {self.choice_seed} are less than {self.episodes} episodes "
-                "apart: the weight would be chosen on starts that it is reported on"
-            )
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Those of ``guidance_weight``."""
-        try:
-            return tuple(sorted({float(word) for word in (self.guidance_weight or "").split(",") if word.strip()}))
-        except ValueError:
-            raise DsrlError(
-                f"--guidance-weight is '{self.guidance_weight}'; expected numbers separated by commas, such as 0,1,1.5"
-            ) from None
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """Steerability check: what the choice of noise changes, before any training."""
-
-    checkpoint: Path
-    """policy to look at"""
-    load: LoadConfig = field(default_factory=LoadConfig)
-    env: str | None = None
-    """left out: the one of the checkpoint"""
-    states: int = 25
-    """initial states"""
-    repeats: int = 8
-    """noise seeds per state"""
-    bound: float = 1.5
-    """half-width of the box that the agent would get"""
-    noise: NoiseSpaceConfig = field(default_factory=NoiseSpaceConfig)
-    noise_spaces: bool = False
-    """also play the base policy in each of the smaller noise spaces"""
-    seed: int = 0
-    """of the first initial state"""
-    reward: Reward = "auto"
-    """reward convention"""
-    n_envs: int = 4
-    """environments side by side"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, or auto"""
-
-    def __post_init__(self) -> None:
-        positive(self, "states", "repeats", "n_envs")
-        _check_bound(self.bound)
 
 
 @dataclass(frozen=True)
@@ -346,6 +254,11 @@ def safety_config(values: Mapping[str, Any]) -> SafetyConfig:
     return build(SafetyConfig, values.get("safety") or {}, "safety.")
 
 
-def _check_bound(bound: float) -> None:
+def check_bound(bound: float) -> None:
+    """Check that noise can be bounded by this many standard deviations.
+
+    Raises:
+        DsrlError: naming the flag.
+    """
     if not 0 < bound < float("inf"):
         raise DsrlError(f"--bound is {bound}; it must be positive and finite (1.5 is a good start, 3 covers N(0, I))")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -193,14 +193,22 @@ def evaluate_in_env(
         return evaluate(policy, envs, episodes=episodes, seed=seed, **kwargs)
 
 
-def environment_of(policy: FrozenPolicy, env: EnvSpec | str | None = None) -> EnvSpec | str:
+def environment_of(
+    policy: FrozenPolicy, env: EnvSpec | str | None = None, max_episode_steps: int | None = None
+) -> EnvSpec | str:
     """The environment to act in: ``env``, or the one that the policy was made for.
 
-    An id that names the policy's own environment keeps the arguments that the policy remembers.
+    An id that names the policy's own environment keeps the arguments that the policy remembers. ``max_episode_steps``
+    replaces the time limit.
 
     Raises:
         DsrlError: when neither is known, or a file asks to import a module for it.
     """
+    if max_episode_steps is not None:
+        chosen = environment_of(policy, env)
+        return replace(
+            EnvSpec.parse(chosen) if isinstance(chosen, str) else chosen, max_episode_steps=max_episode_steps
+        )
     known = policy.spec.env
     if known is not None and env in (None, known.id):
         module, colon, _ = known.name.rpartition(":")

@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig, console: Console | None = None) -> Finetune
     console = console or Console()
     path = config.base_policy or DEFAULT_CHECKPOINT
     policy = load_policy(path, **vars(config.loading), device=config.device)
-    env = resolve_env_spec(environment_of(policy, config.env), policy.spec)
+    env = resolve_env_spec(environment_of(policy, config.env, config.max_episode_steps), policy.spec)
     config = replace(config, reward=resolve_reward(env, config.reward))  # type: ignore[arg-type]
     bound = config.bound or ALGORITHMS[config.algo].bound(config)
     noise_space = NoiseSpace.from_config(policy.spec.noise_shape, bound, config.noise)

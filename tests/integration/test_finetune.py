@@ -208,6 +208,13 @@ def test_every_evaluation_plays_the_episodes_of_the_base_policy(toy_policy, tmp_
     assert training[0].get_attr("gamma") == [0.9] * 4, "rewards inside a chunk are, while learning"
 
 
+def test_a_run_has_the_time_limit_that_was_asked_for(base_copy, tmp_path):
+    finetune(short(base_copy, tmp_path / "run", max_episode_steps=8), QUIET)
+    lengths = np.load(tmp_path / "run" / "comparison_episodes.npz")["lengths"]
+    assert lengths.max() == 8  # of 32
+    assert json.loads((tmp_path / "run" / "base_policy.json").read_text())["env"]["max_episode_steps"] == 8
+
+
 def test_an_agent_is_loaded_by_stable_baselines3_as_it_is(sac_run, base_copy):
     agent, base = SAC.load(sac_run.run_dir / "best.zip", device="cpu"), load_policy(base_copy, device="cpu")
     actor = read_actor(sac_run.run_dir / "best.zip", base)

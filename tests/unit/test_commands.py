@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dsrl import commands
 from dsrl.algorithms import ALGORITHMS, steering_facts
-from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig
+from dsrl.config import ExportConfig, FinetuneConfig
+from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import environment_of
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.pretrained import load_policy, save_policy
 from dsrl.run import RunFolder
 from dsrl.wrappers import SteeredVecEnv, make_vec_env, resolve_env_spec
@@ -54,3 +57,17 @@ def test_a_file_does_not_choose_a_module_to_import(toy_policy):
     with pytest.raises(DsrlError, match=r"import the module 'antigravity'.*--env antigravity:dsrl/PointReach-v0"):
         environment_of(toy_policy)
     assert environment_of(toy_policy, foreign.id) == foreign
+
+
+def test_a_time_limit_of_ones_own(run, toy_policy, shorter, tmp_path):
+    """It takes the place of that of the run, and of that of the policy."""
+    for limit, length in ((None, 16), (8, 8)):
+        report = tmp_path / f"{limit}.json"
+        config = EvaluateConfig(run, episodes=4, json=report, device="cpu", reward="step-cost", max_episode_steps=limit)
+        commands.evaluate(config)
+        lengths = np.load(report.with_name(f"{limit}_episodes.npz"))["lengths"]
+        assert (lengths == length).all()
+    assert environment_of(toy_policy, None, 16) == replace(shorter, version=toy_policy.spec.env.version)
+    assert environment_of(toy_policy, "robosuite/Lift", 7) == EnvSpec("robosuite", "Lift", max_episode_steps=7)
+    with pytest.raises(DsrlError, match="--max-episode-steps is 0"):
+        EvaluateConfig(run, max_episode_steps=0)

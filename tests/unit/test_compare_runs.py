@@ -10,9 +10,9 @@ from rich.console import Console
 
 from dsrl import commands
 from dsrl.compare_runs import task_differences
-from dsrl.config import EvaluateConfig
 from dsrl.episodes import Episodes
 from dsrl.errors import DsrlError
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.pretrained import save_policy
 from dsrl.pretrained.toy import ToyPolicy
 from dsrl.statistics import paired_difference

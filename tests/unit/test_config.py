@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsrl.config import FinetuneConfig, NoiseSpaceConfig, PPOConfig, ProbeConfig, SACConfig, finetune_config, to_dict
+from dsrl.config import FinetuneConfig, NoiseSpaceConfig, PPOConfig, SACConfig, finetune_config, to_dict
 from dsrl.errors import DsrlError
+from dsrl.evaluate_config import ProbeConfig
 
 
 def test_a_config_survives_its_yaml_file():

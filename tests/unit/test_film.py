@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dsrl import commands, video
-from dsrl.config import EvaluateConfig
 from dsrl.errors import DsrlError
 from dsrl.evaluate import evaluate_in_env
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.frames import Film, film_strip, write_mp4
 from dsrl.pretrained import save_policy
 from dsrl.video import Camera, check_target, save_films

@@ -11,11 +11,12 @@ from test_cfgrl import make_guided
 
 from dsrl import commands
 from dsrl.cli import main
-from dsrl.config import EvaluateConfig, LoadConfig
+from dsrl.config import LoadConfig
 from dsrl.diffusion import FlowConfig, FlowPolicy
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.evaluate import Evaluation, evaluate, evaluation_envs
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.guidance_curve import Chunks, WeightCurve, WeightPoint, _Look, guidance_curve
 from dsrl.policy import PolicySpec
 from dsrl.pretrained import save_policy

@@ -16,8 +16,9 @@ from mutants import mutate
 from dsrl import commands
 from dsrl.actor_file import read_critic, read_steered
 from dsrl.algorithms import ALGORITHMS, steering_facts
-from dsrl.config import EvaluateConfig, ExportConfig, FinetuneConfig
+from dsrl.config import ExportConfig, FinetuneConfig
 from dsrl.errors import DsrlError, OtherBasePolicy
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.pretrained import DEFAULT_CHECKPOINT, describe, hub, load_policy, save_policy
 from dsrl.push import PushConfig, base_reference, push
 from dsrl.run import RunFolder

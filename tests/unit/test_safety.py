@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dsrl import commands
-from dsrl.config import EvaluateConfig, FinetuneConfig, finetune_config, safety_config, to_dict
+from dsrl.config import FinetuneConfig, finetune_config, safety_config, to_dict
 from dsrl.errors import DsrlError, SimulatorFailed
 from dsrl.evaluate import evaluate, evaluation_envs
+from dsrl.evaluate_config import EvaluateConfig
 from dsrl.pretrained import save_policy
 from dsrl.replay import SteeringReplayBuffer
 from dsrl.safety import SafetyConfig, SafetyTally
