@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dsrl.averaging import follow
 from dsrl.demo_mix import DemoMix
 from dsrl.errors import LossNotFinite
 from dsrl.noise_losses import NoiseLosses
@@ -66,7 +66,7 @@ class FittedSAC(PilotedSAC):
         target = self.losses.returns(batch, price) if returns else self.losses.bootstrap(batch, price)
         loss, q_mean = self.losses.critic(batch, target)
         log.add(critic_loss=self._step(self.critic, loss), q_mean=q_mean)  # type: ignore[arg-type]
-        _follow(self.critic_target, self.critic, 1 - self.tau)  # type: ignore[arg-type]
+        follow(self.critic_target.parameters(), self.critic.parameters(), 1 - self.tau)
         # 2. Q_W <- Q_A, before anybody climbs it
         if not self.distill_after:
             log.add(distill_loss=self._step(self.policy.noise_critic, self.losses.distill(batch)))
@@ -78,7 +78,7 @@ class FittedSAC(PilotedSAC):
             self._actor_updates += 1
             # a young average forgets its start sooner
             decay = min(self.average_decay, self._actor_updates / (self._actor_updates + 9))
-            _follow(self.policy.average_actor, self.policy.actor, decay)
+            follow(self.policy.average_actor.parameters(), self.policy.actor.parameters(), decay)
 
     def _batch(self, batch_size: int, *, ends: bool = False) -> SteeringSamples:
         assert self.replay_buffer is not None
@@ -113,8 +113,3 @@ class FittedSAC(PilotedSAC):
         loss.backward(inputs=list(network.parameters()))
         optimizer.step()
         return loss.detach()
-
-
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """``average <- decay * average + (1 - decay) * network``."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), 0)

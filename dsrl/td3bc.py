@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsrl.averaging import follow
 from dsrl.awr import GaussianConfig, GaussianPolicy, awr_weights
 from dsrl.critics import CriticEnsemble
 from dsrl.errors import DsrlError
@@ -91,9 +92,8 @@ class TD3BC:
             actor_loss.backward()
             self.actor_optimizer.step()
             metrics |= {"train/actor_loss": actor_loss.detach(), "train/q": q}
-            with torch.no_grad():
-                for target, net in ((self.policy_target, self.policy), (self.critic_target, self.critic)):
-                    torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), self.config.tau)
+            for target, net in ((self.policy_target, self.policy), (self.critic_target, self.critic)):
+                follow(target.parameters(), net.parameters(), 1 - self.config.tau)
         return metrics
 
     def _critic_loss(self, batch: Transitions) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dsrl.averaging import follow
 from dsrl.data import Trajectories, bc_windows
 from dsrl.errors import RunFailed
 from dsrl.interruption import Interruption
@@ -149,7 +149,7 @@ class Trainer:
         self.step += 1
         # the average of few steps must not remember the random initial weights
         decay = min(self.config.ema_decay, self.step / (self.step + 10))
-        get_ema_multi_avg_fn(decay)(self._averages, self._trained, 0)
+        follow(self._averages, self._trained, decay)
         return loss.detach()
 
     def validate(self, *columns: Column, limit: int = 4096) -> float:

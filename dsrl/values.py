@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsrl.averaging import follow
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.errors import DsrlError, LossNotFinite
 from dsrl.interruption import Interruption
@@ -105,8 +106,7 @@ class ImplicitQ(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         (value_loss + critic_loss).backward()
         self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.config.tau)
+        follow(self.critic_target.parameters(), self.critic.parameters(), 1 - self.config.tau)
         return {
             "train/value_loss": value_loss.detach(),
             "train/critic_loss": critic_loss.detach(),
