@@ -58,7 +58,7 @@ class Plan:
 PLANS = {
     "lift": Plan(reference=Budget(12_000, 2_000), warmup=Budget(9_600, 9_600), methods=METHODS),
     "can": Plan(na=Budget(16_000, 2_000), reference=Budget(20_000, 2_000), warmup=Budget(16_800, 16_800)),
-    "pick-place": Plan(seeds=(0, 1, 2, 3, 4), methods=("na", "na-60", "na-exact", "na-demos", "sac", "reference")),
+    "pick-place": Plan(seeds=(0, 1, 2, 3, 4)),
     "hand-insert": Plan(
         seeds=(0, 1, 2, 3, 4),
         na=Budget(20_000, 1_000),
