@@ -162,14 +162,15 @@ class PPOConfig:
 
 
 def positive(config: Any, *names: str, prefix: str = "") -> None:
-    """Check that these settings are at least 1.
+    """Check that these settings are at least 1, or were left out where they can be.
 
     Raises:
         DsrlError: naming the flag.
     """
     for name in names:
-        if getattr(config, name) < 1:
-            raise DsrlError(f"--{prefix}{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise DsrlError(f"--{prefix}{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
 def _number_or_auto(config: Any, prefix: str, *names: str) -> None:

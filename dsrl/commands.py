@@ -225,8 +225,6 @@ def _resolve(config: EvaluateConfig) -> tuple[FrozenPolicy, SteeredPolicy | None
     """Base policy, steered policy and environment of a run folder or a checkpoint."""
     if config.target.is_dir() and not is_checkpoint(config.target) and not is_agent_folder(config.target):
         steered, known = load_run(config.target, config.agent, config.device, config.load.base)
-        if config.env is None and config.max_episode_steps is None:
-            return steered.base, steered, known
         return steered.base, steered, environment_of(steered.base, config.env or known, config.max_episode_steps)
     policy = load_policy(config.target, **vars(config.load), device=config.device)
     env = environment_of(policy, config.env, config.max_episode_steps)

@@ -64,8 +64,7 @@ class LoadConfig:
     """of a guided policy: its noise gets one number more, which chooses the weight between 0 and this"""
 
     def __post_init__(self) -> None:
-        if self.sampling_steps is not None and self.sampling_steps < 1:
-            raise DsrlError(f"--load.sampling-steps is {self.sampling_steps}; it must be at least 1")
+        positive(self, "sampling_steps", prefix="load.")
 
 
 @dataclass(frozen=True)
@@ -154,14 +153,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         positive(self, "total_env_steps", "n_envs", "final_episodes", "final_repeats", "n_eval_envs")
-        positive(
-            self,
-            *(
-                name
-                for name in ("eval_interval", "eval_episodes", "max_episode_steps")
-                if getattr(self, name) is not None
-            ),
-        )
+        positive(self, "eval_interval", "eval_episodes", "max_episode_steps")
         if self.probe_episodes < 0:
             raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
         if not 0 <= self.seed < 10_000:

@@ -55,9 +55,7 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        positive(self, "episodes", "repeats", "n_envs", "video_episodes")
-        if self.max_episode_steps is not None:
-            positive(self, "max_episode_steps")
+        positive(self, "episodes", "repeats", "n_envs", "video_episodes", "max_episode_steps")
         if self.compare is not None and (self.repeats > 1 or self.video is not None or self.weights):
             raise DsrlError("--compare plays two policies once; leave out --repeats, --video and --guidance-weight")
         if not self.weights:
@@ -115,7 +113,5 @@ class ProbeConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        positive(self, "states", "repeats", "n_envs")
-        if self.max_episode_steps is not None:
-            positive(self, "max_episode_steps")
+        positive(self, "states", "repeats", "n_envs", "max_episode_steps")
         check_bound(self.bound)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsrl.agent_config import positive
 from dsrl.averaging import follow
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.errors import DsrlError, LossNotFinite
@@ -53,9 +54,7 @@ class ValuesConfig:
             raise DsrlError(f"--values.tau is {self.tau}; it must be above 0 and at most 1")
         if self.lr <= 0:
             raise DsrlError(f"--values.lr is {self.lr}; it must be positive")
-        for name in ("n_critics", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise DsrlError(f"--values.{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        positive(self, "n_critics", "steps", "batch_size", prefix="values.")
 
 
 class ImplicitQ(nn.Module):
