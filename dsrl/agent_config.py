@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsrl.errors import DsrlError
+from dsrl.limits import within
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,14 @@ class NAConfig:
     """as published: nothing is worth anything after a time limit"""
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "n_critics", "buffer_size", "distill_noises", "candidates", prefix="na.")
-        for name in ("pool_size", "fit_updates", "fit_actor_updates", "distill_after"):
-            if getattr(self, name) < 0:
-                raise DsrlError(f"--na.{name.replace('_', '-')} is {getattr(self, name)}; it is a number, 0 for none")
-        if not 0 < self.tau <= 1:
-            raise DsrlError(f"--na.tau is {self.tau}; it is a share in (0, 1]")
-        if not 0 <= self.critic_dropout < 1:
-            raise DsrlError(f"--na.critic-dropout is {self.critic_dropout}; it is a share in [0, 1)")
-        if not 0 <= self.average_decay < 1:
-            raise DsrlError(f"--na.average-decay is {self.average_decay}; with 1 nothing is ever learned")
+        within(self, "[1, inf)", "batch_size", "n_critics", "buffer_size", "distill_noises", "candidates", prefix="na.")
+        within(self, "[0, inf)", "pool_size", "fit_updates", "fit_actor_updates", "distill_after", prefix="na.")
+        rates = ("learning_rate", "ent_coef_learning_rate", "updates_per_env_step", "updates_per_chunk")
+        within(self, "(0, inf)", *rates, prefix="na.")
+        within(self, "(0, inf]", "ent_coef_max", prefix="na.")
+        within(self, "(0, 1]", "tau", prefix="na.")
+        within(self, "[0, 1)", "critic_dropout", "average_decay", prefix="na.")
+        within(self, "[0, 1]", "pool_refresh", prefix="na.")
         _number_or_auto(self, "na", "ent_coef")
         if self.targets == "td" and self.backup != "actor" and not self.pool_size:
             raise DsrlError(
@@ -106,8 +105,6 @@ class NAConfig:
             )
         if self.soft_backup and self.backup != "actor":
             raise DsrlError(f"--na.soft-backup is about the actor's noise; --na.backup is '{self.backup}', not 'actor'")
-        if not 0 <= self.pool_refresh <= 1:
-            raise DsrlError(f"--na.pool-refresh is {self.pool_refresh}; it is a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,9 @@ class SACConfig:
     """decisions that are kept"""
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "n_critics", "buffer_size", prefix="sac.")
+        within(self, "[1, inf)", "batch_size", "n_critics", "buffer_size", prefix="sac.")
+        within(self, "(0, inf)", "learning_rate", "updates_per_env_step", prefix="sac.")
+        within(self, "(0, 1]", "tau", prefix="sac.")
         _number_or_auto(self, "sac", "ent_coef", "target_entropy")
 
 
@@ -158,19 +157,10 @@ class PPOConfig:
     """stops the epochs of an update early: a noise of 28 dimensions moves fast"""
 
     def __post_init__(self) -> None:
-        positive(self, "rollout_env_steps", "batch_size", "n_epochs", prefix="ppo.")
-
-
-def positive(config: Any, *names: str, prefix: str = "") -> None:
-    """Check that these settings are at least 1, or were left out where they can be.
-
-    Raises:
-        DsrlError: naming the flag.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise DsrlError(f"--{prefix}{name.replace('_', '-')} is {value}; it must be at least 1")
+        within(self, "[1, inf)", "rollout_env_steps", "batch_size", "n_epochs", prefix="ppo.")
+        within(self, "(0, inf)", "learning_rate", "clip_range", "target_kl", prefix="ppo.")
+        within(self, "[0, 1]", "gae_lambda", prefix="ppo.")
+        within(self, "[0, inf)", "ent_coef", prefix="ppo.")
 
 
 def _number_or_auto(config: Any, prefix: str, *names: str) -> None:

@@ -14,6 +14,7 @@ from dsrl.data import Trajectories, Trajectory, write_hdf5
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.files import check_out
+from dsrl.limits import within
 
 if TYPE_CHECKING:
     import gymnasium
@@ -53,6 +54,12 @@ class CollectConfig:
     overwrite: bool = False
     """replace an existing file"""
 
+    def __post_init__(self) -> None:
+        within(self, "[1, inf)", "episodes", "max_episode_steps")
+        within(self, "[0, inf)", "action_noise", "steps_after_success")
+        within(self, "[0, 1]", "p_calibrated")
+        within(self, "(0, inf)", "physics_timestep")
+
 
 def collect(config: CollectConfig) -> Path:
     """Play the episodes and write them; the same config writes the same data.
@@ -67,7 +74,7 @@ def collect(config: CollectConfig) -> Path:
     from dsrl.wrappers.make import make_env
 
     out = Path(config.out)
-    _check(config, out)
+    check_out(out, config.overwrite)
     env = make_env(_env_spec(config), reward="step-cost")
     spec: EnvSpec = env.unwrapped.env_spec  # type: ignore[attr-defined]
     obs_shapes: Mapping[str, tuple[int, ...]] = env.unwrapped.obs_shapes  # type: ignore[attr-defined]
@@ -84,23 +91,13 @@ def collect(config: CollectConfig) -> Path:
     return out
 
 
-def _check(config: CollectConfig, out: Path) -> None:
-    check_out(out, config.overwrite)
-    if config.episodes < 1:
-        raise DsrlError(f"episodes is {config.episodes}; at least one is needed")
-    if not 0.0 <= config.p_calibrated <= 1.0:
-        raise DsrlError(f"p_calibrated is {config.p_calibrated}; it is a share between 0 and 1")
-    if config.action_noise < 0.0 or config.steps_after_success < 0:
-        raise DsrlError("action_noise and steps_after_success cannot be negative")
-
-
 def _env_spec(config: CollectConfig) -> EnvSpec:
     spec = EnvSpec.parse(config.env)
     if config.physics_timestep is not None:
         if spec.family != "robosuite":
             raise DsrlError(f"physics_timestep is for robosuite environments; {config.env} is not one")
         spec = replace(spec, options={**spec.options, "physics_timestep": config.physics_timestep})
-    return replace(spec, max_episode_steps=config.max_episode_steps or spec.max_episode_steps)
+    return replace(spec, max_episode_steps=config.max_episode_steps)
 
 
 def _play_all(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dsrl.agent_config import NAConfig, PPOConfig, SACConfig, positive
+from dsrl.agent_config import NAConfig, PPOConfig, SACConfig
 from dsrl.errors import DsrlError
+from dsrl.limits import within
 from dsrl.plain import build
 from dsrl.plain import to_dict as to_dict
 from dsrl.safety import SafetyConfig
@@ -30,10 +31,7 @@ class NoiseSpaceConfig:
     """only this many cosines over the horizon, the slowest first; 1 is noise that is constant in time"""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "basis"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DsrlError(f"--noise.{name} is {value}; it must be at least 1, or be left out")
+        within(self, "[1, inf)", "rows", "basis", prefix="noise.")
         if self.rows is not None and self.basis is not None:
             raise DsrlError("--noise.rows and --noise.basis exclude each other; give one of them")
         if self.rows is None and self.rest != "prior":
@@ -64,7 +62,7 @@ class LoadConfig:
     """of a guided policy: its noise gets one number more, which chooses the weight between 0 and this"""
 
     def __post_init__(self) -> None:
-        positive(self, "sampling_steps", prefix="load.")
+        within(self, "[1, inf)", "sampling_steps", prefix="load.")
 
 
 @dataclass(frozen=True)
@@ -152,36 +150,26 @@ class FinetuneConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        positive(self, "total_env_steps", "n_envs", "final_episodes", "final_repeats", "n_eval_envs")
-        positive(self, "eval_interval", "eval_episodes", "max_episode_steps")
-        if self.probe_episodes < 0:
-            raise DsrlError(f"--probe-episodes is {self.probe_episodes}; it is a number of episodes, 0 for none")
+        counts = ("total_env_steps", "warmup_episodes", "n_envs", "final_episodes", "final_repeats", "n_eval_envs")
+        within(self, "[1, inf)", *counts, "eval_interval", "eval_episodes", "max_episode_steps", "synthesize_every")
+        within(self, "[0, inf)", "probe_episodes", "warmup_successes", "checkpoint_interval")
+        within(self, "(0, inf)", "simulator_timeout")
+        within(self, "(0, 1]", "gamma", "demo_share")
+        within(self, "(0, 0.5]", "synthetic_share")
         if not 0 <= self.seed < 10_000:
             raise DsrlError(f"--seed is {self.seed}; it must lie in [0, 10000), where every run has starts of its own")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise DsrlError(f"--hidden-dims is {self.hidden_dims}; at least one layer of at least one unit is needed")
         if self.bound is not None:
             check_bound(self.bound)
-        if not 0 < self.gamma <= 1:
-            raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
         if self.demos is not None and self.algo != "na":
             raise DsrlError(f"--demos is for --algo na: demonstrations have no noise, which {self.algo} learns from")
-        if not 0 < self.demo_share <= 1:
-            raise DsrlError(f"--demo-share is {self.demo_share}; it is a share of a batch, in (0, 1]")
         if self.warm_start is not None and self.algo != "na":
             raise DsrlError(
                 f"--warm-start is for --algo na: synthetic data have no noise, which {self.algo} learns from"
             )
-        if self.synthesize_every is not None and (self.warm_start is None or self.synthesize_every < 1):
-            raise DsrlError("--synthesize-every is a number of env steps, and needs --warm-start SYNTHETIC.hdf5")
-        if not 0 < self.synthetic_share <= 0.5:
-            raise DsrlError(f"--synthetic-share is {self.synthetic_share}; it must be above 0 and at most 0.5")
-        if self.checkpoint_interval < 0:
-            raise DsrlError(f"--checkpoint-interval is {self.checkpoint_interval}; it is a number of seconds")
-        if self.simulator_timeout <= 0:
-            raise DsrlError(f"--simulator-timeout is {self.simulator_timeout}; it is a number of seconds above 0")
-        if self.warmup_episodes < 1:
-            raise DsrlError(f"--warmup-episodes is {self.warmup_episodes}; learning starts from at least one episode")
+        if self.synthesize_every is not None and self.warm_start is None:
+            raise DsrlError("--synthesize-every needs --warm-start SYNTHETIC.hdf5, the data that are made anew")
 
     @property
     def loading(self) -> LoadConfig:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsrl.checks import OK, PROBLEM, WARNING, Check, check_machine, check_packages, check_video
-from dsrl.errors import DsrlError
+from dsrl.limits import within
 from dsrl.plugins import ENVS, POLICIES, load_plugins
 from dsrl.trial import check_backends, check_simulators
 
@@ -37,8 +37,7 @@ class DoctorConfig:
     """seconds that a simulator or a GL back-end may take"""
 
     def __post_init__(self) -> None:
-        if self.timeout <= 0:
-            raise DsrlError(f"--timeout is {self.timeout}; it is a number of seconds above 0")
+        within(self, "(0, inf)", "timeout")
 
 
 def doctor(config: DoctorConfig) -> int:

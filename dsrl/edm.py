@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from torch import Tensor
 
 from dsrl.errors import DsrlError
+from dsrl.limits import within
 
 Denoise = Callable[[Tensor, float], Tensor]
 """``(x (B, ...), sigma)`` -> the estimate of what is clean, ``(B, ...)``"""
@@ -49,10 +50,11 @@ class EDMConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "churn_range", tuple(self.churn_range))
-        if self.sampling_steps < 2:
-            raise DsrlError(f"--edm.sampling-steps is {self.sampling_steps}; at least 2 are needed")
-        if not 0 < self.sigma_min < self.sigma_max or self.churn < 0:
-            raise DsrlError("--edm: 0 < sigma-min < sigma-max and churn >= 0 are needed")
+        within(self, "[2, inf)", "sampling_steps", prefix="edm.")
+        within(self, "(0, inf)", "sigma_min", "sigma_max", "rho", "p_std", prefix="edm.")
+        within(self, "[0, inf)", "churn", "churn_scale", prefix="edm.")
+        if self.sigma_min >= self.sigma_max:
+            raise DsrlError(f"--edm.sigma-min is {self.sigma_min}; it must be below --edm.sigma-max {self.sigma_max}")
 
 
 class EDM:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsrl.agent_config import positive
 from dsrl.config import LoadConfig, NoiseSpaceConfig, Reward, check_bound
 from dsrl.errors import DsrlError
+from dsrl.limits import within
 from dsrl.safety import SafetyConfig
 
 
@@ -55,7 +55,7 @@ class EvaluateConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        positive(self, "episodes", "repeats", "n_envs", "video_episodes", "max_episode_steps")
+        within(self, "[1, inf)", "episodes", "repeats", "n_envs", "video_episodes", "max_episode_steps")
         if self.compare is not None and (self.repeats > 1 or self.video is not None or self.weights):
             raise DsrlError("--compare plays two policies once; leave out --repeats, --video and --guidance-weight")
         if not self.weights:
@@ -113,5 +113,5 @@ class ProbeConfig:
     """cpu, cuda, cuda:1, or auto"""
 
     def __post_init__(self) -> None:
-        positive(self, "states", "repeats", "n_envs", "max_episode_steps")
+        within(self, "[1, inf)", "states", "repeats", "n_envs", "max_episode_steps")
         check_bound(self.bound)

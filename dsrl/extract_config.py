@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dsrl.agent_config import positive
 from dsrl.config import LoadConfig, Reward
 from dsrl.errors import DsrlError
 from dsrl.guidance import Guidance, check_weight
+from dsrl.limits import check_training, within
 from dsrl.values import ValuesConfig
 
 Mode = Literal["anchored", "fresh", "goal", "hierarchical"]
@@ -93,15 +93,12 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         check_weight(self.guidance_weight)
         check_weight(self.max_guidance_weight, "--max-guidance-weight")
-        positive(self, "steps", "batch_size", "states", "subgoal_steps")
-        if self.candidates < 2:
-            raise DsrlError(f"--candidates is {self.candidates}; to prefer one of them takes at least 2")
-        if not 0 <= self.valid_share < 1:
-            raise DsrlError(f"--valid-share is {self.valid_share}; it must be at least 0 and below 1")
-        if not self.lr > 0:
-            raise DsrlError(f"--lr is {self.lr}; it must be positive")
-        if not 0 < self.gamma <= 1:
-            raise DsrlError(f"--gamma is {self.gamma}; a discount per env step lies in (0, 1]")
+        check_training(self)
+        within(self, "[1, inf)", "states", "subgoal_steps")
+        within(self, "[2, inf)", "candidates")
+        within(self, "(0, 1)", "share")
+        within(self, "(0, inf)", "temperature")
+        within(self, "(0, 1]", "gamma")
         if (self.labels == "critic") != (self.agent is not None):
             raise DsrlError(
                 f"--labels is {self.labels} and --agent {self.agent}; --labels critic needs the run whose critic rates "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dsrl.errors import DsrlError
 from dsrl.files import check_out, checkpoint_file
+from dsrl.limits import check_training, within
 
 if TYPE_CHECKING:
     from dsrl.data import Trajectories
@@ -66,6 +67,12 @@ class PretrainConfig:
     overwrite: bool = False
     """replace an existing checkpoint"""
 
+    def __post_init__(self) -> None:
+        check_training(self)
+        counts = ("n_obs_steps", "horizon", "n_action_steps", "train_steps", "sampling_steps")
+        within(self, "[1, inf)", *counts)
+        within(self, "[0, inf)", "action_start", "eval_episodes")
+
 
 def pretrain(config: PretrainConfig) -> Path:
     """Train, save the averaged weights, play some episodes.
@@ -93,7 +100,6 @@ def pretrain(config: PretrainConfig) -> Path:
     console = Console(markup=False, highlight=False)  # messages hold [brackets]
     out = checkpoint_file(config.out)
     check_out(out, config.overwrite)
-    _check(config)
     config = replace(config, dataset=local_data(config.dataset))
     data = read_hdf5(config.dataset)
     device = auto_device(config.device)
@@ -125,16 +131,6 @@ def pretrain(config: PretrainConfig) -> Path:
     if success is not None:
         save_policy(_described(trainer, origin, success=success), out)
     return out
-
-
-def _check(config: PretrainConfig) -> None:
-    for name in ("n_obs_steps", "horizon", "n_action_steps", "train_steps", "sampling_steps", "steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise DsrlError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    if not 0 <= config.valid_share < 1:
-        raise DsrlError(f"valid_share is {config.valid_share}; it must be at least 0 and below 1")
-    if config.lr <= 0:
-        raise DsrlError(f"lr is {config.lr}; it must be positive")
 
 
 def _new_policy(config: PretrainConfig, data: Trajectories) -> Any:

@@ -17,6 +17,7 @@ from dsrl.config import safety_config
 from dsrl.errors import DsrlError
 from dsrl.files import write_text
 from dsrl.film_strip import Filmer
+from dsrl.limits import within
 from dsrl.policy import FrozenPolicy
 from dsrl.pretrained.hub import is_address
 from dsrl.report_data import Run, Task, group, not_comparable, read_runs
@@ -43,8 +44,7 @@ class ReportConfig:
             raise DsrlError("dsrl report needs at least one run folder, such as runs/<env>/<algo>/<time>_seed0")
         if pushed := [str(path) for path in self.runs if is_address(path)]:
             raise DsrlError(f"{pushed[0]}: a report is made from run folders on the disk; a pushed run carries its own")
-        if self.strips < 0 or self.strip_runs < 0:
-            raise DsrlError(f"--strips is {self.strips} and --strip-runs {self.strip_runs}; both count from 0")
+        within(self, "[0, inf)", "strips", "strip_runs")
 
 
 def report(config: ReportConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dsrl.errors import DsrlError
+from dsrl.limits import within
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class SafetyConfig:
                 raise DsrlError(f"--safety.{name.replace('_', '-')} is {getattr(self, name)}; expected numbers")
         if self.max_jump and min(self.max_jump) <= 0:
             raise DsrlError(f"--safety.max-jump is {self.max_jump}; it is a distance above 0, inf for no bound")
-        if self.latency is not None and not self.latency > 0:
-            raise DsrlError(f"--safety.latency is {self.latency}; it is a number of seconds above 0")
+        within(self, "(0, inf)", "latency", prefix="safety.")
         if self.on_late != "count" and self.latency is None:
             raise DsrlError(f"--safety.on-late is '{self.on_late}', but no decision is late; give --safety.latency too")
         if self.on_limit != "clip" and not (self.low or self.high):

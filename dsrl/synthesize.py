@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import Tensor
 
 from dsrl import __version__
-from dsrl.agent_config import positive
 from dsrl.commands import load_run
 from dsrl.config import LoadConfig
 from dsrl.data import Trajectories, write_hdf5
@@ -24,6 +23,7 @@ from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
 from dsrl.facts import file_sha256, flags
 from dsrl.files import check_out, write_text
+from dsrl.limits import check_training, within
 from dsrl.policy import FrozenPolicy
 from dsrl.policy_guidance import PolicyGuidance, Target
 from dsrl.policy_targets import TargetKind, histories, make_target
@@ -95,13 +95,10 @@ class SynthesizeConfig:
     """replace an existing file"""
 
     def __post_init__(self) -> None:
-        positive(self, "windows", "steps", "batch_size")
-        if self.window is not None and self.window < 2:
-            raise DsrlError(f"--window is {self.window}; a window has at least 2 env steps")
-        if not self.target_std > 0 or not self.lr > 0:
-            raise DsrlError("--target-std and --lr must be positive")
-        if not 0 <= self.valid_share < 1:
-            raise DsrlError(f"--valid-share is {self.valid_share}; it must be at least 0 and below 1")
+        check_training(self)
+        within(self, "[1, inf)", "windows")
+        within(self, "[2, inf)", "window")
+        within(self, "(0, inf)", "target_std")
 
 
 def synthesize(config: SynthesizeConfig, console: Console | None = None) -> Path:

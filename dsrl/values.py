@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsrl.agent_config import positive
 from dsrl.averaging import follow
 from dsrl.critics import CriticEnsemble, reduce_q
-from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.errors import LossNotFinite
 from dsrl.interruption import Interruption
 from dsrl.labels import LabelReport, Rule, label
+from dsrl.limits import within
 from dsrl.training import progress
 from dsrl.transitions import Transitions
 from dsrl.unfinished import NotKept
@@ -48,13 +48,10 @@ class ValuesConfig:
     """of the initial weights and the batches"""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.expectile < 1.0:
-            raise DsrlError(f"--values.expectile is {self.expectile}; it must be above 0 and below 1, 0.5 is the mean")
-        if not 0.0 < self.tau <= 1.0:
-            raise DsrlError(f"--values.tau is {self.tau}; it must be above 0 and at most 1")
-        if self.lr <= 0:
-            raise DsrlError(f"--values.lr is {self.lr}; it must be positive")
-        positive(self, "n_critics", "steps", "batch_size", prefix="values.")
+        within(self, "[1, inf)", "n_critics", "steps", "batch_size", prefix="values.")
+        within(self, "(0, inf)", "lr", prefix="values.")
+        within(self, "(0, 1)", "expectile", prefix="values.")
+        within(self, "(0, 1]", "tau", prefix="values.")
 
 
 class ImplicitQ(nn.Module):

@@ -230,7 +230,7 @@ def test_an_agent_that_rates_noise_is_refused(steered):
         ({"gamma": 0.0}, "--gamma is 0.0"),
         ({"valid_share": 1.0}, "--valid-share is 1.0"),
         ({"candidates": 1}, "--candidates is 1"),
-        ({"share": 1.0, "rule": "quantile"}, "share of good actions is 1.0"),
+        ({"share": 1.0, "rule": "quantile"}, r"--share is 1.0; it must lie in \(0, 1\)"),
         ({"labels": "critic"}, "--labels critic needs the run"),
         ({"threshold": 99.0}, r"labels/positive_rate is 0%: all \d+ labels are 0"),
         ({"device": "abacus"}, "cannot compute on device 'abacus'"),

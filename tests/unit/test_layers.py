@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _LEVELS = {
     0: """policy noise data mlp networks normalize sampler config run env_spec errors device plots sb3_logging files
           provenance statistics critics actor agent_config presets learners pilots pools transformer plugins vision
-          averaging evaluate_config transitions labels chunk_policy training episodes eval_budget
+          averaging limits evaluate_config transitions labels chunk_policy training episodes eval_budget
           frames checks safety card plain aggregate start_space report_plots
           hindsight replay noise_policy trajectory_windows policy_guidance mixed_batches
           wrapped random_state tree_file run_lock interruption blocks samples credit agent_state facts unfinished""",

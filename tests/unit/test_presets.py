@@ -87,7 +87,7 @@ def test_a_preset_survives_its_yaml_file(name: str):
         ({"ent_coef": "warm"}, "--na.ent-coef is 'warm'; a number, 'auto' or 'auto_0.1'"),
         ({"targets": "td", "pool_size": 0}, "--na.backup max needs a pool; .* --na.backup actor"),
         ({"soft_backup": True}, "--na.soft-backup is about the actor's noise; --na.backup is 'max'"),
-        ({"pool_refresh": 1.5}, "--na.pool-refresh is 1.5; it is a share between 0 and 1"),
+        ({"pool_refresh": 1.5}, r"--na.pool-refresh is 1.5; it must lie in \[0, 1\]"),
         ({"pool_refresh": -0.1}, "--na.pool-refresh is -0.1"),
     ],
 )

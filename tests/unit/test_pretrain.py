@@ -166,9 +166,9 @@ def test_an_existing_checkpoint_is_kept(config):
         ({"n_action_steps": 2}, "horizon of 1 has no 2 action steps"),
         ({"hidden_dims": (8, 8)}, "odd number of equal widths"),
         ({"sampling_steps": 30}, "30 sampling steps do not fit into 20"),
-        ({"steps": 0}, "steps is 0"),
-        ({"valid_share": 1.0}, "valid_share is 1.0"),
-        ({"lr": 0.0}, "lr is 0.0"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"valid_share": 1.0}, "--valid-share is 1.0"),
+        ({"lr": 0.0}, "--lr is 0.0"),
         ({"device": "abacus"}, "cannot compute on device 'abacus'"),
     ],
 )
