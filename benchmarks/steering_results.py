@@ -200,6 +200,7 @@ def draw(curves: Sequence[Row], final: Sequence[Row], out: Path) -> None:
     order = [name for name in (*_COLOURS, "base policy", "level of the table") if name in handles]
     panels[len(tasks)].legend([handles[name] for name in order], order, frameon=False, loc="center", fontsize=10)
     figure.supxlabel("env steps (warm-up included)", fontsize=10)
+    figure.supylabel("success of 50 episodes", fontsize=10)
     with replacing(out) as temporary:
         figure.savefig(temporary)
 
