@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from mazes import dataset, single_task
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor, nn
+from torch import Tensor
 
-from dsrl.awr import GaussianConfig, GaussianPolicy, awr_weights
+from dsrl.awr import GaussianConfig, GaussianPolicy, awr_loss, awr_weights
 from dsrl.cfgrl import LABEL_DIM, GuidedPolicy
 from dsrl.critics import reduce_q
 from dsrl.data import Trajectories, read_hdf5
@@ -28,12 +28,13 @@ from dsrl.evaluate import evaluate
 from dsrl.goals import GoalPolicy, HierarchicalPolicy, high_spec
 from dsrl.guidance import Guidance
 from dsrl.hindsight import FutureGoals
+from dsrl.labelled import label_transitions
 from dsrl.labels import Threshold
 from dsrl.policy import PolicySpec
 from dsrl.steered import best_of
-from dsrl.training import Trainer, windows
+from dsrl.training import Loss, Trainer, own_loss, windows
 from dsrl.transitions import Transitions, cut_transitions
-from dsrl.values import ImplicitQ, ValuesConfig, fit_values, label_transitions
+from dsrl.values import ImplicitQ, ValuesConfig, fit_values
 from dsrl.wrappers import make_vec_env
 
 Row = dict[str, Any]
@@ -136,7 +137,7 @@ def best_of_n(maze: Maze, seed: int) -> list[Row]:
 def cfgrl(maze: Maze, seed: int) -> list[Row]:
     """One network that is told whether a chunk is good, at every weight."""
     values, cut = _values(maze, seed)
-    labels, report = label_transitions(values, cut, Threshold(0.0))
+    labels, _, report = label_transitions(values, cut, Threshold(0.0))
     print(f"    {report}", flush=True)
     obs, chunk = _windows(maze)
     new = _seeded(seed, lambda: _flow(maze.spec, LABEL_DIM))
@@ -166,30 +167,9 @@ def _awr(maze: Maze, seed: int, build: Callable[[PolicySpec], Any], calls: int, 
         policy = _seeded(seed, lambda: build(maze.spec))
         policy.fit_normalizers(obs, chunk)
         columns = (obs, chunk, awr_weights(advantage, beta))
-        trained = _trained(AdvantageWeighted(policy), columns, Training(seed)).policy
+        trained = _trained(policy, columns, Training(seed), awr_loss)
         rows += maze.score({f"1/beta {beta:g}": trained}, calls, noise_scale)
     return rows
-
-
-class AdvantageWeighted(nn.Module):
-    """A policy whose loss takes the weight of a row as a column."""
-
-    def __init__(self, policy: Any):
-        super().__init__()
-        self.policy = policy
-
-    @property
-    def device(self) -> torch.device:
-        """Of the policy."""
-        return self.policy.device
-
-    def loss(self, obs: Tensor, chunk: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The policy's own, weighted."""
-        return self.policy.loss(obs, chunk, generator, weight=weight)
-
-    def freeze(self) -> "AdvantageWeighted":
-        """Evaluation mode, no gradients."""
-        return self.eval().requires_grad_(False)
 
 
 def _values(maze: Maze, seed: int) -> tuple[ImplicitQ, Transitions]:
@@ -264,8 +244,8 @@ def _seeded(seed: int, build: Callable[[], Any]) -> Any:
         return build()
 
 
-def _trained(policy: Any, columns: Any, training: Training) -> Any:
-    trainer = Trainer(policy, training)
+def _trained(policy: Any, columns: Any, training: Training, loss: Loss = own_loss) -> Any:
+    trainer = Trainer(policy, training, loss=loss)
     trainer.run(columns, columns)
     return trainer.ema
 

@@ -1,8 +1,8 @@
 """Advantage-weighted regression, the baseline of CFGRL: clone the data, good actions more than bad ones.
 
-With a diffusion or flow policy it is their own loss, ``policy.loss(obs, chunk, weight=awr_weights(advantage, beta))``.
-With a Gaussian one it is what CFGRL was compared with (arXiv 2505.23458); that mixes how a policy is improved
-with what it can express, which is why both are here.
+With a diffusion or flow policy (`dsrl extract --mode awr`) it is their own loss with the weights of
+:func:`awr_weights`. With a Gaussian one it is what CFGRL was compared with (arXiv 2505.23458); that mixes how a policy
+is improved with what it can express, which is why both are here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,27 @@ from dsrl.sampler import Sampler, Step
 def awr_weights(advantage: Tensor, beta: float, cap: float = 100.0) -> Tensor:
     """``min(exp(beta * A), cap)``, ``(B,)`` (arXiv 1910.00177); beta is 1 over the temperature."""
     return (beta * advantage).clamp(max=math.log(cap)).exp()
+
+
+def awr_loss(policy: Any, obs: Obs, chunk: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The policy's own loss, in which row ``i`` counts ``weight[i]`` times; for :class:`~dsrl.training.Trainer`."""
+    return policy.loss(obs, chunk, generator, weight=weight)
+
+
+def effective_share(weight: Tensor) -> float:
+    """Rows that count as much as all ``(N,)`` weighted ones do together, as a share of them (Kish's sample size).
+
+    1 is behaviour cloning; close to 0, a handful of rows are all that is learned from.
+    """
+    return float(weight.sum().square() / (len(weight) * weight.square().sum()))
+
+
+def few_count(share: float) -> str | None:
+    """What speaks against weights of this :func:`effective_share`."""
+    if 0.05 <= share <= 0.9:
+        return None
+    what = "a few chunks are nearly all that is learned from; raise" if share < 0.05 else "all count the same; lower"
+    return f"labels/effective_share is {share:.1%}: {what} --awr-temperature"
 
 
 @dataclass(frozen=True)

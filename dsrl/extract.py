@@ -1,4 +1,4 @@
-"""CFGRL (arXiv 2505.23458): a policy and recorded data in, a guided policy out."""
+"""CFGRL (arXiv 2505.23458): a policy and recorded data in, a guided policy out, or what it must be judged against."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dsrl import __version__
 from dsrl.cfgrl import Guided
+from dsrl.chunk_policy import ChunkPolicy
 from dsrl.config import to_dict
 from dsrl.data import Trajectories
 from dsrl.demos import read_demos
@@ -69,7 +70,8 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
         log.close()
     save_policy(frozen, out)
     kept.finish()
-    console.print(f"wrote {out}; choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5")
+    then = f"choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5"
+    console.print(f"wrote {out}; {then if isinstance(frozen, Guided) else f'try it with: dsrl evaluate {out}'}")
     return out
 
 
@@ -82,13 +84,18 @@ def _taught(teach: Teacher, kept: Unfinished, log: RunLog) -> Lesson:
 
 
 def _train(
-    policy: Guided, lesson: Lesson, config: ExtractConfig, origin: Mapping[str, Any], kept: Unfinished, log: RunLog
+    policy: Guided | ChunkPolicy,
+    lesson: Lesson,
+    config: ExtractConfig,
+    origin: Mapping[str, Any],
+    kept: Unfinished,
+    log: RunLog,
 ) -> Any:
     counts = [len(columns[0]) for columns in (lesson.train, lesson.valid)]
     log.say(f"{config.mode} policy, {counts[0]} chunks for training, {counts[1]} held out")
     if concern := config.guidance.concern(config.guidance_weight):
         log.say(f"warning: {concern}")
-    trainer = Trainer(policy, config, log.write, kept)
+    trainer = Trainer(policy, config, log.write, kept, lesson.loss)
 
     def described() -> Any:
         found = {**lesson.metrics, "train loss": trainer.train_loss, "valid loss": trainer.valid_loss}

@@ -12,7 +12,7 @@ from dsrl.guidance import Guidance, check_weight
 from dsrl.limits import check_training, within
 from dsrl.values import ValuesConfig
 
-Mode = Literal["anchored", "fresh", "goal", "hierarchical"]
+Mode = Literal["anchored", "fresh", "goal", "hierarchical", "awr"]
 GOAL_MODES = ("goal", "hierarchical")
 
 
@@ -30,7 +30,8 @@ class ExtractConfig:
     mode: Mode = "anchored"
     """anchored: the base policy is the reference, a second network learns what good chunks add to it; fresh: one new
     network that is told whether a chunk is good, as in the paper; goal: one that is told what was reached later, which
-    takes no rewards; hierarchical: that twice, for subgoals and for chunks that lead to them"""
+    takes no rewards; hierarchical: that twice, for subgoals and for chunks that lead to them; awr: no guidance, one new
+    network that clones good chunks more than bad ones, to compare with"""
     guidance_weight: float = 1.0
     """0 is the reference, 1 the conditional policy, more exaggerates; can be changed when the result is loaded"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -53,6 +54,9 @@ class ExtractConfig:
     """of the chunks that are called good; with --labels critic, of those at each observation"""
     temperature: float = 1.0
     """of the soft rule, in units of the return"""
+    awr_temperature: float = 1.0
+    """in standard deviations of the advantages: with --mode awr a chunk counts exp(advantage / temperature) times, at
+    most 100; --rule then says only what is reported"""
     candidates: int = 16
     """samples of the base policy per observation, for --labels critic"""
     states: int = 4096
@@ -97,7 +101,7 @@ class ExtractConfig:
         within(self, "[1, inf)", "states", "subgoal_steps")
         within(self, "[2, inf)", "candidates")
         within(self, "(0, 1)", "share")
-        within(self, "(0, inf)", "temperature")
+        within(self, "(0, inf)", "temperature", "awr_temperature")
         within(self, "(0, 1]", "gamma")
         if (self.labels == "critic") != (self.agent is not None):
             raise DsrlError(

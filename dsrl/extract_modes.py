@@ -10,15 +10,18 @@ import torch
 
 from dsrl.actor_file import read_critic
 from dsrl.anchored import AnchoredPolicy
+from dsrl.awr import awr_loss, effective_share, few_count
 from dsrl.cfgrl import LABEL_DIM, Guided, GuidedPolicy
+from dsrl.chunk_policy import ChunkPolicy
 from dsrl.data import Trajectories
 from dsrl.diffusion import DiffusionPolicy, FlowConfig, FlowPolicy
 from dsrl.errors import DsrlError, nearest
 from dsrl.evaluate import evaluation_envs
 from dsrl.extract_config import ExtractConfig
 from dsrl.goals import GoalPolicy, HierarchicalPolicy, high_spec
+from dsrl.guidance import Guidance
 from dsrl.hindsight import FutureGoals
-from dsrl.labelled import ChunkCritic, label_recorded, label_samples, support
+from dsrl.labelled import ChunkCritic, Labelled, label_recorded, label_samples, support
 from dsrl.labels import Quantile, Rule, Soft, Threshold
 from dsrl.policy import FrozenPolicy, PolicySpec
 from dsrl.pretrained import spelled
@@ -26,7 +29,7 @@ from dsrl.pretrained.agent_folder import is_agent_folder
 from dsrl.pretrained.hub import local
 from dsrl.run import RunFolder
 from dsrl.sb3_logging import RunLog
-from dsrl.training import Column, windows
+from dsrl.training import Column, Loss, own_loss, windows
 from dsrl.unfinished import NotKept
 from dsrl.wrappers.observations import MissingObservation
 
@@ -50,6 +53,7 @@ class Lesson:
     """of other episodes"""
     metrics: Mapping[str, float]
     """of the labels, for the provenance of the policy"""
+    loss: Loss = own_loss
 
 
 Teacher = Callable[[RunLog, NotKept], Lesson]
@@ -57,7 +61,7 @@ Teacher = Callable[[RunLog, NotKept], Lesson]
 prints."""
 
 
-def prepare(job: Job) -> tuple[Guided, Teacher]:
+def prepare(job: Job) -> tuple[Guided | ChunkPolicy, Teacher]:
     """The untrained policy, and what will teach it.
 
     Raises:
@@ -98,13 +102,27 @@ def _anchored(job: Job) -> AnchoredPolicy:
 
 
 def _fresh(job: Job) -> GuidedPolicy:
-    new = _network_like(job, _new_spec(job), LABEL_DIM)
+    return GuidedPolicy(_new(job, LABEL_DIM), job.config.guidance).to(job.base.device)
+
+
+def _awr(job: Job) -> ChunkPolicy:
+    if job.config.guidance != Guidance():
+        raise DsrlError(
+            "--mode awr trains a policy without guidance: leave out --guidance-weight, --guidance-interval, "
+            "--max-guidance-weight and --no-clip-inside"
+        )
+    return _new(job, 0).to(job.base.device)
+
+
+def _new(job: Job, label_dim: int) -> Any:
+    """An untrained network; the normalisers of the base policy, or of the data where it has none."""
+    new = _network_like(job, _new_spec(job), label_dim)
     if isinstance(job.base, DiffusionPolicy | FlowPolicy):
         for name in ("obs_normalizer", "action_normalizer"):
             getattr(new, name).load_state_dict(getattr(job.base, name).state_dict())
     else:
         new.fit_normalizers(*windows(job.train, new.spec, torch.device("cpu")))
-    return GuidedPolicy(new, job.config.guidance).to(job.base.device)
+    return new
 
 
 def _goal(job: Job) -> GoalPolicy:
@@ -210,10 +228,41 @@ def _hindsight(job: Job, policy: Guided) -> Teacher:
 
 
 def _labels(job: Job, policy: Guided) -> Teacher:
+    """Which chunks are good."""
+    rate = _rated(job)
+
+    def teach(log: RunLog, kept: NotKept) -> Lesson:
+        labelled = rate(log, kept)
+        rows = labelled.train, labelled.valid
+        train, valid = rows if policy.learns_from_bad else (part.good() for part in rows)
+        if not len(train.label):
+            raise DsrlError("labels/positive_rate is 0% of the episodes for training: use the quantile rule, or --seed")
+        return Lesson(train.columns(), valid.columns(), labelled.metrics())
+
+    return teach
+
+
+def _weights(job: Job, policy: ChunkPolicy) -> Teacher:
+    """How much each chunk counts."""
+    rate = _rated(job)
+
+    def teach(log: RunLog, kept: NotKept) -> Lesson:
+        labelled = rate(log, kept)
+        temperature = job.config.awr_temperature * float(labelled.train.advantage.std())
+        train, valid = (rows.weighted(temperature) for rows in (labelled.train, labelled.valid))
+        share = effective_share(train[2])
+        found = {"labels/effective_share": share}
+        log.show(found, [few_count(share)])
+        return Lesson(train, valid, {**labelled.metrics(), **found}, awr_loss)
+
+    return teach
+
+
+def _rated(job: Job) -> Callable[[RunLog, NotKept], Labelled]:
     """Good and bad chunks, recorded or sampled."""
     config, base, rule, critic = job.config, job.base, rule_of(job.config), _critic(job)
 
-    def teach(log: RunLog, kept: NotKept) -> Lesson:
+    def rate(log: RunLog, kept: NotKept) -> Labelled:
         near = support(base, *_executed(windows(job.train, base.spec, base.device), base), seed=config.seed)
         log.show(near.metrics(), [near.concern() if critic is None else None])
         parts = (job.train, job.valid, base, rule)
@@ -226,13 +275,9 @@ def _labels(job: Job, policy: Guided) -> Teacher:
             settings = {"candidates": config.candidates, "states": config.states, "seed": config.seed}
             labelled = label_samples(*parts, critic, **settings)
         log.show(labelled.metrics(), labelled.report.concerns())
-        rows = labelled.train, labelled.valid
-        train, valid = rows if policy.learns_from_bad else (part.good() for part in rows)
-        if not len(train.label):
-            raise DsrlError("labels/positive_rate is 0% of the episodes for training: use the quantile rule, or --seed")
-        return Lesson(train.columns(), valid.columns(), labelled.metrics())
+        return labelled
 
-    return teach
+    return rate
 
 
 def _critic(job: Job) -> ChunkCritic | None:
@@ -260,9 +305,10 @@ def _executed(columns: tuple[torch.Tensor, torch.Tensor], base: FrozenPolicy) ->
     return obs, chunk[:, start : start + base.spec.n_action_steps]
 
 
-_MODES: dict[str, tuple[Callable[[Job], Guided], Callable[[Job, Guided], Teacher]]] = {
+_MODES: dict[str, tuple[Callable[[Job], Any], Callable[[Job, Any], Teacher]]] = {
     "anchored": (_anchored, _labels),
     "fresh": (_fresh, _labels),
     "goal": (_goal, _hindsight),
     "hierarchical": (_hierarchical, _hindsight),
+    "awr": (_awr, _weights),
 }

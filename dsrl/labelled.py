@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dsrl.awr import awr_weights
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.data import Trajectories
 from dsrl.demos import under_convention
@@ -19,9 +20,9 @@ from dsrl.errors import DsrlError
 from dsrl.labels import LabelReport, Rule, auc, label
 from dsrl.policy import FrozenPolicy
 from dsrl.training import windows
-from dsrl.transitions import cut_transitions
+from dsrl.transitions import Transitions, cut_transitions
 from dsrl.unfinished import NotKept
-from dsrl.values import ValuesConfig, fit_values, label_transitions
+from dsrl.values import ImplicitQ, ValuesConfig, fit_values
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -36,15 +37,24 @@ class Rows:
     """``(N, Tp, Da)`` in environment units, the whole horizon"""
     label: Tensor
     """``(N,)`` in [0, 1]"""
+    advantage: Tensor
+    """``(N,)`` in units of the return, by the most pessimistic critic"""
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a loss takes."""
+        """What the loss of a guided policy takes."""
         return self.obs, self.chunk, self.label
+
+    def weighted(self, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss of advantage-weighted regression takes."""
+        return self.obs, self.chunk, awr_weights(self.advantage, 1 / temperature)
 
     def good(self) -> Rows:
         """Without those that are bad for certain."""
-        rows = self.label > 0
-        return Rows(self.obs[rows], self.chunk[rows], self.label[rows])
+        return self.at(self.label > 0)
+
+    def at(self, rows: Tensor | slice) -> Rows:
+        """Some of them."""
+        return Rows(self.obs[rows], self.chunk[rows], self.label[rows], self.advantage[rows])
 
 
 @dataclass(frozen=True)
@@ -105,21 +115,35 @@ def label_recorded(
     cut = cut_transitions(played, policy, gamma, source)
     learned_from = sum(len(episode) for episode in played.episodes[: len(train)])
     learner = fit_values(cut.at(torch.arange(learned_from, device=policy.device)), values, report, kept=kept)
-    labels, quality = label_transitions(learner, cut, rule)
+    labels, advantages, quality = label_transitions(learner, cut, rule)
     # what comes after the end has no label
     steps = zip(both.episodes, played.episodes, strict=True)
     labelled = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
     obs, chunk = (column[torch.from_numpy(labelled)] for column in windows(both, policy.spec, policy.device))
-
-    def rows(part: slice) -> Rows:
-        return Rows(obs[part], chunk[part], labels[part])
-
+    rows = Rows(obs, chunk, labels, advantages)
     unseen = cut.at(torch.arange(learned_from, len(cut), device=policy.device))
     held_out = float("nan")
     if len(unseen):
         returns = learner.returns(cut)[learned_from:]
         held_out = auc(reduce_q(learner.q(unseen.cond, unseen.chunk), "min"), returns > returns.mean())
-    return Labelled(rows(slice(learned_from)), rows(slice(learned_from, None)), quality, held_out)
+    return Labelled(rows.at(slice(learned_from)), rows.at(slice(learned_from, None)), quality, held_out)
+
+
+def label_transitions(learner: ImplicitQ, data: Transitions, rule: Rule) -> tuple[Tensor, Tensor, LabelReport]:
+    """Label every recorded chunk, and say how far the labels can be trusted.
+
+    The report on data that the critic has learned from is the kinder one; held-out episodes tell more.
+
+    Returns:
+        labels ``(N,)``, the advantages ``(N,)`` that they come from, and the report.
+
+    Raises:
+        DsrlError: when they are all of one class; the message names the metric.
+    """
+    advantages = learner.advantages(data.cond, data.chunk)
+    q = reduce_q(learner.q(data.cond, data.chunk), "min")
+    labels, report = label(advantages, rule, q, learner.returns(data))
+    return labels, reduce_q(advantages, "min"), report
 
 
 @dataclass(frozen=True)
@@ -168,14 +192,15 @@ def label_samples(
         obs = windows(data, base.spec, base.device)[0] if len(data) else torch.empty(0)
         if not len(obs):
             nothing = torch.zeros(0, device=base.device)
-            return Rows(nothing, nothing, nothing), None
+            return Rows(nothing, nothing, nothing, nothing), None
         obs = obs[torch.randperm(len(obs), generator=generator, device=base.device)[:most]]
         chunk, q = _rated_samples(base, obs, critic, candidates, generator)
         # one value for all critics, as in implicit Q-learning
         advantages = (q - q.amin(0).mean(dim=-1, keepdim=True)).flatten(1)
         # there is no return to compare with
         labels, report = label(advantages, at_each, q.amin(0).flatten(), torch.zeros_like(advantages[0]))
-        return Rows(obs.repeat_interleave(candidates, dim=0), chunk, labels), report
+        rows = Rows(obs.repeat_interleave(candidates, dim=0), chunk, labels, reduce_q(advantages, "min"))
+        return rows, report
 
     rows, report = sampled(train, states)
     assert report is not None, "a split leaves at least one episode for training"

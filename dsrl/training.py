@@ -18,6 +18,8 @@ from dsrl.policy import PolicySpec
 from dsrl.unfinished import NotKept
 
 Report = Callable[[int, Mapping[str, float]], None]
+Loss = Callable[..., Tensor]
+"""``(policy, *columns, generator)`` -> a tensor of no dimensions"""
 
 
 class Column(Protocol):
@@ -31,6 +33,11 @@ def windows(data: Trajectories, spec: PolicySpec, device: torch.device) -> tuple
     """``(N, To, Do), (N, Tp, Da)``, one row per env step."""
     obs, chunk = bc_windows(data, spec.n_obs_steps, spec.horizon, spec.action_start)
     return torch.from_numpy(obs).to(device), torch.from_numpy(chunk).to(device)
+
+
+def own_loss(policy: Any, *columns_and_generator: Any) -> Tensor:
+    """What a policy has to say itself about columns of training data."""
+    return policy.loss(*columns_and_generator)
 
 
 class _Settings(Protocol):
@@ -54,14 +61,22 @@ class Trainer:
     """The optimisation; ``ema`` holds the averaged policy at any time.
 
     Args:
-        policy: its ``loss(*columns, generator)`` goes down; what requires no gradient stays as it is.
+        policy: what requires no gradient stays as it is.
         config: steps, batch_size, lr, weight_decay, ema_decay and seed.
         report: is told the step and the losses now and then.
         kept: where to go on from, and what is written now and then.
+        loss: goes down; left out: the policy's own.
     """
 
-    def __init__(self, policy: Any, config: _Settings, report: Report | None = None, kept: NotKept | None = None):
-        self.policy, self.config, self.report, self.kept = policy, config, report, kept or NotKept()
+    def __init__(
+        self,
+        policy: Any,
+        config: _Settings,
+        report: Report | None = None,
+        kept: NotKept | None = None,
+        loss: Loss = own_loss,
+    ):
+        self.policy, self.config, self.report, self.kept, self.loss = policy, config, report, kept or NotKept(), loss
         self.ema = copy.deepcopy(policy)
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # before the average is frozen: which of its weights are those that move
@@ -141,7 +156,7 @@ class Trainer:
         """One gradient step on a random batch."""
         size = (self.config.batch_size,)
         rows = torch.randint(len(columns[0]), size, generator=self.generator, device=self.generator.device)
-        loss = self.policy.loss(*(column[rows] for column in columns), self.generator)
+        loss = self.loss(self.policy, *(column[rows] for column in columns), self.generator)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -158,7 +173,7 @@ class Trainer:
             return float("nan")
         generator = torch.Generator(device=self.policy.device).manual_seed(0)
         with torch.no_grad():
-            return float(self.ema.loss(*(column[:limit] for column in columns), generator))
+            return float(self.loss(self.ema, *(column[:limit] for column in columns), generator))
 
 
 def progress() -> Progress:

@@ -15,7 +15,6 @@ from dsrl.averaging import follow
 from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.errors import LossNotFinite
 from dsrl.interruption import Interruption
-from dsrl.labels import LabelReport, Rule, label
 from dsrl.limits import within
 from dsrl.training import progress
 from dsrl.transitions import Transitions
@@ -199,15 +198,3 @@ class _Fit:
         self.learner.load_state_dict(state["learner"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-
-
-def label_transitions(learner: ImplicitQ, data: Transitions, rule: Rule) -> tuple[Tensor, LabelReport]:
-    """Label every recorded chunk, ``(N,)``, and say how far the labels can be trusted.
-
-    The report on data that the critic has learned from is the kinder one; held-out episodes tell more.
-
-    Raises:
-        DsrlError: when they are all of one class; the message names the metric.
-    """
-    advantages = learner.advantages(data.cond, data.chunk)
-    return label(advantages, rule, reduce_q(learner.q(data.cond, data.chunk), "min"), learner.returns(data))

@@ -7,7 +7,7 @@ import torch
 from specimens import SPEC, inputs
 from test_cfgrl import POINT, learn, make_base, make_gaussian, two_clusters
 
-from dsrl.awr import GaussianConfig, GaussianPolicy, awr_weights
+from dsrl.awr import GaussianConfig, GaussianPolicy, awr_loss, awr_weights, effective_share, few_count
 
 
 def test_weights_are_exponential_and_capped():
@@ -15,6 +15,14 @@ def test_weights_are_exponential_and_capped():
     assert awr_weights(advantage, 3.0).tolist() == pytest.approx([math.exp(-3), 1, math.exp(1.5), 100, 100])
     assert awr_weights(advantage, 0.0).tolist() == [1] * 5
     assert awr_weights(advantage, 3.0, cap=2.0).max() == pytest.approx(2)
+
+
+def test_the_effective_share_counts_rows_that_matter():
+    assert effective_share(torch.full((8,), 3.0)) == 1.0
+    assert effective_share(torch.tensor([5.0, 0, 0, 0])) == 0.25
+    assert effective_share(torch.tensor([1.0, 2.0])) == pytest.approx(9 / 10)
+    assert few_count(0.3) is None
+    assert "lower --awr-temperature" in str(few_count(0.95)) and "raise --awr-temperature" in str(few_count(0.01))
 
 
 @pytest.mark.parametrize("kind", ["flow", "diffusion", "gaussian"])
@@ -31,6 +39,7 @@ def test_a_weighted_loss_is_the_weighted_mean_of_the_losses_of_the_rows(kind):
     torch.testing.assert_close(rows.sum(), loss())
     weight = torch.tensor([0.0, 1, 2, 3, 0, 1, 0.5, 100])
     torch.testing.assert_close(loss(weight), rows @ weight)
+    torch.testing.assert_close(awr_loss(policy, obs, chunk, weight, torch.Generator().manual_seed(3)), rows @ weight)
     assert rows.std() > 1e-4
 
 

@@ -94,6 +94,24 @@ def test_what_is_good_is_done_more_often(config, mode, seed):
         assert torch.equal(guided.sample(obs, noise, 0.0), base.sample(obs, noise))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_baseline_does_what_is_good_more_often_too(config, seed, capsys):
+    config = replace(config, mode="awr", seed=seed, awr_temperature=0.5, steps=600)
+    better, base = (load_policy(each, device="cpu") for each in (extract(config), config.base_policy))
+    assert better.kind == "flow" and better.label_dim == 0
+    assert share_of_good(better) > share_of_good(base) + 0.25
+    assert "try it with: dsrl evaluate" in capsys.readouterr().out.replace("\n", " ")
+    rows = RunFolder.open(config.run_dir).read_metrics()
+    share = next(row["labels/effective_share"] for row in rows if "labels/effective_share" in row)
+    assert 0.05 < share < 0.9 and better.spec.provenance["labels/effective_share"] == pytest.approx(share, abs=1e-4)
+
+
+def test_the_baseline_has_no_guidance(config):
+    with pytest.raises(DsrlError, match="--mode awr trains a policy without guidance: leave out --guidance-weight"):
+        extract(replace(config, mode="awr", guidance_weight=2.0))
+    assert not config.run_dir.exists()
+
+
 def test_soft_labels_count_by_how_good_they_are(config):
     soft = extract(replace(config, rule="soft", temperature=0.1))
     assert share_of_good(load_policy(soft, device="cpu")) > 0.75
@@ -228,6 +246,7 @@ def test_an_agent_that_rates_noise_is_refused(steered):
         ({"steps": 0}, "--steps is 0"),
         ({"lr": 0.0}, "--lr is 0.0"),
         ({"gamma": 0.0}, "--gamma is 0.0"),
+        ({"awr_temperature": 0.0}, "--awr-temperature is 0.0"),
         ({"valid_share": 1.0}, "--valid-share is 1.0"),
         ({"candidates": 1}, "--candidates is 1"),
         ({"share": 1.0, "rule": "quantile"}, r"--share is 1.0; it must lie in \(0, 1\)"),

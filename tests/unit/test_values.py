@@ -7,9 +7,10 @@ import torch
 from test_transitions import Reader, make_data, make_episode
 
 from dsrl.errors import DsrlError, LossNotFinite
+from dsrl.labelled import label_transitions
 from dsrl.labels import Threshold
 from dsrl.transitions import Transitions, cut_transitions
-from dsrl.values import ImplicitQ, ValuesConfig, fit_values, label_transitions
+from dsrl.values import ImplicitQ, ValuesConfig, fit_values
 
 GAMMA = 0.9
 ROOMS = torch.eye(3)
@@ -83,10 +84,10 @@ def test_labels_say_what_beats_the_value():
     """Of the behaviour, going left in the first room is bad; of the best recorded one it is good."""
     data = make_chain()
     rows = [0, 2, 4, 5]  # left and right in the first room, right and left in the second
-    labels, report = label_transitions(learn(data, expectile=0.5), data, Threshold())
+    labels, _, report = label_transitions(learn(data, expectile=0.5), data, Threshold())
     assert labels[rows].tolist() == [0, 1, 1, 0]
     assert report.positive_rate == 3 / 8 and report.flip_rate == 0
-    labels, report = label_transitions(learn(data, expectile=0.8), data, Threshold())
+    labels, _, report = label_transitions(learn(data, expectile=0.8), data, Threshold())
     # V of the second room is 4/7 and of the first one between 0.5 and 0.9 * 4/7
     assert labels[rows].tolist() == [1, 0, 1, 0]
     assert report.auc > 0.9
