@@ -15,7 +15,7 @@ from typing import Any
 
 import guidance_anchored as anchored
 import guidance_mazes as mazes
-from guidance_table import markdown
+from guidance_table import chosen, markdown
 from mazes import FOLDER as MAZES
 
 from dsrl.errors import DsrlError
@@ -27,6 +27,8 @@ COLUMNS = (
     *("task", "method", "seed", "setting", "success_rate", "low", "high", "episodes", "mean_length"),
     *("choice_success_rate", "choice_mean_length", "network_calls", "cpu_seconds", "commit"),
 )
+SWEPT = (0, 1, 2)
+"""seeds for which every temperature of AWR is trained; others get the one that was best for these on other starts"""
 SINGLE = {
     "cfgrl": mazes.cfgrl,
     "flow-bc": mazes.flow_bc,
@@ -73,7 +75,23 @@ def run(key: Key, args: argparse.Namespace) -> list[dict[str, Any]]:
         return call(anchored.Manipulation(task, args.bases, args.runs / task), seed)
     has_goals = task.startswith("goals-")
     maze = mazes.Maze(task.removeprefix("goals-"), has_goals, args.mazes, args.runs / "mazes", args.episodes)
-    return call(maze, seed)
+    if not method.startswith("awr-"):
+        return call(maze, seed)
+    temperatures = mazes.TEMPERATURES if seed in SWEPT else [swept(args.results / "guidance.csv", task, method)]
+    return call(maze, seed, temperatures)
+
+
+def swept(path: Path, task: str, method: str) -> float:
+    """The temperature that was best where all of them were tried.
+
+    Raises:
+        DsrlError: when they were not.
+    """
+    rows = [row for row in read_rows(path) if (row["task"], row["method"]) == (task, method)]
+    rows = [row for row in rows if int(row["seed"]) in SWEPT]
+    if {int(row["seed"]) for row in rows} != set(SWEPT):
+        raise DsrlError(f"{task} {method} must be swept with the seeds {SWEPT} first")
+    return float((chosen(rows) or "").removeprefix(mazes.BETA))
 
 
 def held(path: Path) -> set[Key]:

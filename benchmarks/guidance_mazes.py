@@ -7,7 +7,7 @@ episodes of pointmaze-large with weight 1 and in none with 1.5, where these succ
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +45,8 @@ GAMMA = 0.995
 WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)
 TEMPERATURES = (1.0, 3.0, 10.0, 30.0)
 """inverse ones, of advantages in env steps: those of the paper"""
+BETA = "1/beta "
+"""begins their names as settings"""
 LAYERS = {"hidden_dims": [256, 256, 256], "activation": "GELU", "layer_norm": True}
 NETWORK = {"type": "mlp", **LAYERS}
 VALUES = ValuesConfig(expectile=0.9, tau=0.03, hidden_dims=(128, 128), steps=15_000, lr=1e-3)
@@ -146,29 +148,36 @@ def cfgrl(maze: Maze, seed: int) -> list[Row]:
     return _at_weights(maze, policy, 2 * EULER)
 
 
-def awr_flow(maze: Maze, seed: int) -> list[Row]:
+def awr_flow(maze: Maze, seed: int, temperatures: Sequence[float]) -> list[Row]:
     """Advantage-weighted regression of a flow policy."""
-    return _awr(maze, seed, _flow, EULER, 1.0)
+    return _awr(maze, seed, temperatures, _flow, EULER, 1.0)
 
 
-def awr_gauss(maze: Maze, seed: int) -> list[Row]:
+def awr_gauss(maze: Maze, seed: int, temperatures: Sequence[float]) -> list[Row]:
     """Of a Gaussian one with unit deviation, as in the paper: evaluated at its mean."""
     network = {"type": "gaussian", **LAYERS, "learn_std": False}
-    return _awr(maze, seed, lambda spec: GaussianPolicy(spec, GaussianConfig(network)), 1, 0.0)
+    return _awr(maze, seed, temperatures, lambda spec: GaussianPolicy(spec, GaussianConfig(network)), 1, 0.0)
 
 
-def _awr(maze: Maze, seed: int, build: Callable[[PolicySpec], Any], calls: int, noise_scale: float) -> list[Row]:
+def _awr(
+    maze: Maze,
+    seed: int,
+    temperatures: Sequence[float],
+    build: Callable[[PolicySpec], Any],
+    calls: int,
+    noise_scale: float,
+) -> list[Row]:
     values, cut = _values(maze, seed)
     # a reward of 1 at the goal is worth 1 / (1 - gamma) env steps
     advantage = reduce_q(values.advantages(cut.cond, cut.chunk), "min") / (1 - GAMMA)
     obs, chunk = _windows(maze)
     rows = []
-    for beta in TEMPERATURES:
+    for beta in temperatures:
         policy = _seeded(seed, lambda: build(maze.spec))
         policy.fit_normalizers(obs, chunk)
         columns = (obs, chunk, awr_weights(advantage, beta))
         trained = _trained(policy, columns, Training(seed), awr_loss)
-        rows += maze.score({f"1/beta {beta:g}": trained}, calls, noise_scale)
+        rows += maze.score({f"{BETA}{beta:g}": trained}, calls, noise_scale)
     return rows
 
 

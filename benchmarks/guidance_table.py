@@ -25,16 +25,19 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def chosen(rows: Sequence[Row]) -> str | None:
-    """The best setting of one method on the starts that are not reported; None where there are none."""
-    settings = [setting for setting, found in by_setting(rows).items() if all(r["choice_success_rate"] for r in found)]
+    """The best setting of one method on the starts that are not reported, by the seeds that all settings have; None
+    where there are none."""
+    settings = {setting: found for setting, found in by_setting(rows).items() if found[0]["choice_success_rate"]}
     if not settings:
         return None
+    common = set.intersection(*({row["seed"] for row in found} for found in settings.values()))
 
     def rank(setting: str) -> tuple[float, float]:
-        found = by_setting(rows)[setting]
-        return mean(float(r["choice_success_rate"]) for r in found), -mean(
-            float(r["choice_mean_length"]) for r in found
+        found = [row for row in settings[setting] if row["seed"] in common]
+        success, steps = (
+            mean(float(row[f"choice_{name}"]) for row in found) for name in ("success_rate", "mean_length")
         )
+        return success, -steps
 
     return max(settings, key=rank)
 

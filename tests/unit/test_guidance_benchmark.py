@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dsrl.data import Trajectory
+from dsrl.errors import DsrlError
 from dsrl.files import read_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -53,7 +54,9 @@ def test_a_setting_is_chosen_on_what_is_not_reported():
 
     rows = [row("w 1", 0, 0.2, 0.9), row("w 1", 1, 0.4, 0.5), row("w 3", 0, 0.9, 0.6), row("w 3", 1, 1.0, 0.6)]
     assert chosen(rows) == "w 1"
-    assert chosen([*rows, row("w 5", 0, 0.0, 0.7, length=50)]) == "w 5", "of equals the faster one"
+    faster = [row("w 5", seed, 0.0, 0.7, length=50) for seed in (0, 1)]
+    assert chosen([*rows, *faster]) == "w 5", "of equals the faster one"
+    assert chosen([*rows, row("w 1", 2, 1.0, 1.0), *faster]) == "w 5", "by the seeds that all have"
     assert chosen([{**each, "choice_success_rate": ""} for each in rows]) is None
     table = markdown(rows)
     assert "| cfgrl | w 1 (chosen) | 30% [20, 40] | 90 | - | 2 |" in table
@@ -72,6 +75,21 @@ def test_a_run_is_kept_and_can_be_replaced(tmp_path):
     rows = read_rows(path)
     assert [each["task"] for each in rows] == ["large", "large", "teleport"] and rows[-1]["cpu_seconds"] == "9"
     assert rows[0]["success_rate"] == "0.3333" and rows[0]["network_calls"] == ""
+
+
+def test_later_seeds_take_the_temperature_that_was_chosen(tmp_path):
+    import guidance
+
+    path = tmp_path / "guidance.csv"
+    for seed in (0, 1, 2):
+        with pytest.raises(DsrlError, match="must be swept"):
+            guidance.swept(path, "large", "awr-flow")
+        found = [
+            row(f"1/beta {beta}", seed, 1, choice, method="awr-flow")
+            for beta, choice in ((3, 0.4), (10, 0.6), (30, 0.5))
+        ]
+        guidance.merge(path, ("large", "awr-flow", seed), found, 1.0)
+    assert guidance.swept(path, "large", "awr-flow") == 10.0
 
 
 def test_seed_0_of_everything_comes_first():
