@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guidance_table import outcome
 from tasks import FOLDER, TASKS, base_policy, dataset
 
-from dsrl.evaluate import evaluation_envs
+from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.extract import ExtractConfig, extract
 from dsrl.guidance_curve import guidance_curve
 from dsrl.pretrained import load_policy
@@ -18,11 +19,13 @@ from dsrl.values import ValuesConfig
 
 Row = dict[str, Any]
 
-__all__ = ["FOLDER", "Manipulation", "extracted", "steered_base", "steered_guided", "steered_weight"]
+__all__ = ["FOLDER", "Manipulation", "awr", "extracted", "steered_base", "steered_guided", "steered_weight"]
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 REPORT, CHOICE = 10_000_000, 20_000_000
 EPISODES = 50
+TEMPERATURES = (1.0, 0.5)
+CLONING_STEPS = 6_000
 VALUES = ValuesConfig(steps=5_000, tau=0.03, hidden_dims=(128, 128))
 BUDGET = {"total-env-steps": 6_000, "eval-interval": 500, "eval-episodes": 50, "final-episodes": 100}
 MAX_WEIGHT = 3.0
@@ -50,21 +53,20 @@ def extracted(task: Manipulation, seed: int) -> list[Row]:
     with evaluation_envs(policy, n_envs=2) as envs:
         curve = guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
     (task.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
+    return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+
+
+def awr(task: Manipulation, seed: int) -> list[Row]:
+    """A network like the base policy's, which clones good chunks more than bad ones: no guidance."""
     rows = []
-    for point in curve.points:
-        row = point.row()
-        rows.append(
-            {
-                "setting": f"w {point.weight:g}",
-                "success_rate": row["success_rate"],
-                "low": row["success_low"],
-                "high": row["success_high"],
-                "episodes": EPISODES,
-                "mean_length": row["mean_length"],
-                "choice_success_rate": row["choice_success_rate"],
-                "choice_mean_length": float(point.choice.lengths.mean()),
-            }
-        )
+    for temperature in TEMPERATURES:
+        path = task.runs / f"awr-{temperature:g}-seed{seed}.pt"
+        # as many steps as cloning took, of which the second network of an anchored policy has the result
+        _extracted(task, seed, path, mode="awr", awr_temperature=temperature, steps=CLONING_STEPS)
+        policy = load_policy(path, device="cpu")
+        with evaluation_envs(policy, n_envs=2) as envs:
+            reported, chosen = (evaluate(policy, envs, episodes=EPISODES, seed=first) for first in (REPORT, CHOICE))
+        rows.append(outcome(f"temperature {temperature:g}", reported, chosen))
     return rows
 
 
@@ -88,7 +90,10 @@ def steered_weight(task: Manipulation, seed: int) -> list[Row]:
 
 
 def _guided(task: Manipulation, seed: int) -> Path:
-    path = task.runs / f"guided-seed{seed}.pt"
+    return _extracted(task, seed, task.runs / f"guided-seed{seed}.pt", steps=1_500)
+
+
+def _extracted(task: Manipulation, seed: int, path: Path, **more: Any) -> Path:
     if path.exists():
         return path
     return extract(
@@ -96,12 +101,12 @@ def _guided(task: Manipulation, seed: int) -> Path:
             base_policy=task.base_policy,
             dataset=dataset(TASKS[task.name], task.bases),
             out=path,
-            run_dir=task.runs / f"extract-seed{seed}",
+            run_dir=path.with_suffix(""),
             values=VALUES,
-            steps=1_500,
             seed=seed,
             device="cpu",
             overwrite=True,
+            **more,
         )
     )
 

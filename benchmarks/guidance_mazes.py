@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from guidance_table import outcome
 from mazes import dataset, single_task
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -103,20 +104,7 @@ class Maze:
                     evaluate(policy, envs, episodes=self.episodes, seed=seed, noise_scale=noise_scale)
                     for seed in (REPORT, CHOICE)
                 )
-                low, high = reported.interval
-                rows.append(
-                    {
-                        "setting": setting,
-                        "success_rate": reported.success_rate,
-                        "low": low,
-                        "high": high,
-                        "episodes": self.episodes,
-                        "mean_length": float(reported.lengths.mean()),
-                        "choice_success_rate": chosen.success_rate,
-                        "choice_mean_length": float(chosen.lengths.mean()),
-                        "network_calls": calls,
-                    }
-                )
+                rows.append({**outcome(setting, reported, chosen), "network_calls": calls})
                 print(f"    {setting}: {reported.describe()}, {rows[-1]['mean_length']:.0f} env steps", flush=True)
         return rows
 
