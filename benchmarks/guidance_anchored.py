@@ -15,7 +15,6 @@ from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.extract import ExtractConfig, extract
 from dsrl.guidance_curve import guidance_curve
 from dsrl.pretrained import load_policy
-from dsrl.values import ValuesConfig
 
 Row = dict[str, Any]
 
@@ -26,7 +25,6 @@ REPORT, CHOICE = 10_000_000, 20_000_000
 EPISODES = 50
 TEMPERATURES = (1.0, 0.5)
 CLONING_STEPS = 6_000
-VALUES = ValuesConfig(steps=5_000, tau=0.03, hidden_dims=(128, 128))
 BUDGET = {"total-env-steps": 6_000, "eval-interval": 500, "eval-episodes": 50, "final-episodes": 100}
 MAX_WEIGHT = 3.0
 
@@ -90,7 +88,7 @@ def steered_weight(task: Manipulation, seed: int) -> list[Row]:
 
 
 def _guided(task: Manipulation, seed: int) -> Path:
-    return _extracted(task, seed, task.runs / f"guided-seed{seed}.pt", steps=1_500)
+    return _extracted(task, seed, task.runs / f"guided-seed{seed}.pt")
 
 
 def _extracted(task: Manipulation, seed: int, path: Path, **more: Any) -> Path:
@@ -102,7 +100,6 @@ def _extracted(task: Manipulation, seed: int, path: Path, **more: Any) -> Path:
             dataset=dataset(TASKS[task.name], task.bases),
             out=path,
             run_dir=path.with_suffix(""),
-            values=VALUES,
             seed=seed,
             device="cpu",
             overwrite=True,

@@ -29,8 +29,7 @@ from dsrl.evaluate import evaluate
 from dsrl.goals import GoalPolicy, HierarchicalPolicy, high_spec
 from dsrl.guidance import Guidance
 from dsrl.hindsight import FutureGoals
-from dsrl.labelled import label_transitions
-from dsrl.labels import Threshold
+from dsrl.labels import Threshold, label
 from dsrl.policy import PolicySpec
 from dsrl.steered import best_of
 from dsrl.training import Loss, Trainer, own_loss, windows
@@ -50,7 +49,7 @@ BETA = "1/beta "
 """begins their names as settings"""
 LAYERS = {"hidden_dims": [256, 256, 256], "activation": "GELU", "layer_norm": True}
 NETWORK = {"type": "mlp", **LAYERS}
-VALUES = ValuesConfig(expectile=0.9, tau=0.03, hidden_dims=(128, 128), steps=15_000, lr=1e-3)
+VALUES = ValuesConfig(steps=15_000, lr=1e-3)
 N_ENVS = 25
 REPORT, CHOICE = 10_000_000, 20_000_000
 """first seeds of the episodes that are reported, and of those that a setting is chosen on"""
@@ -127,7 +126,8 @@ def best_of_n(maze: Maze, seed: int) -> list[Row]:
 def cfgrl(maze: Maze, seed: int) -> list[Row]:
     """One network that is told whether a chunk is good, at every weight."""
     values, cut = _values(maze, seed)
-    labels, _, report = label_transitions(values, cut, Threshold(0.0))
+    rating = values.rate(cut)
+    labels, report = label(rating.advantages, Threshold(0.0), rating.q, rating.returns)
     print(f"    {report}", flush=True)
     obs, chunk = _windows(maze)
     new = _seeded(seed, lambda: _flow(maze.spec, LABEL_DIM))

@@ -62,6 +62,9 @@ class ExtractConfig:
     states: int = 4096
     """recorded observations at most, for --labels critic"""
     values: ValuesConfig = field(default_factory=ValuesConfig)
+    folds: int = 2
+    """parts of the episodes, for --labels data: each is labelled by values that were learned from the others; 1: by
+    values of all, for data too many to be remembered"""
     gamma: float = 0.99
     """discount per env step"""
     reward: Reward = "auto"
@@ -98,7 +101,7 @@ class ExtractConfig:
         check_weight(self.guidance_weight)
         check_weight(self.max_guidance_weight, "--max-guidance-weight")
         check_training(self)
-        within(self, "[1, inf)", "states", "subgoal_steps")
+        within(self, "[1, inf)", "states", "subgoal_steps", "folds")
         within(self, "[2, inf)", "candidates")
         within(self, "(0, 1)", "share")
         within(self, "(0, inf)", "temperature", "awr_temperature")

@@ -269,12 +269,13 @@ def _rated(job: Job) -> Callable[[RunLog, NotKept], Labelled]:
         settings: dict[str, Any]
         if critic is None:
             values = replace(config.values, seed=config.values.seed + config.seed)
-            settings = {"gamma": config.gamma, "reward": config.reward, "source": str(config.dataset)}
-            labelled = label_recorded(*parts, values, **settings, report=log.write, kept=kept)
+            settings = {"gamma": config.gamma, "reward": config.reward, "folds": config.folds}
+            settings |= {"source": str(config.dataset), "report": log.write, "kept": kept}
+            labelled = label_recorded(*parts, values, **settings)
         else:
             settings = {"candidates": config.candidates, "states": config.states, "seed": config.seed}
             labelled = label_samples(*parts, critic, **settings)
-        log.show(labelled.metrics(), labelled.report.concerns())
+        log.show(labelled.metrics(), labelled.concerns())
         return labelled
 
     return rate

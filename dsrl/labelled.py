@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from dsrl.policy import FrozenPolicy
 from dsrl.training import windows
 from dsrl.transitions import Transitions, cut_transitions
 from dsrl.unfinished import NotKept
-from dsrl.values import ImplicitQ, ValuesConfig, fit_values
+from dsrl.values import Rating, ValuesConfig, fit_values
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -66,12 +66,28 @@ class Labelled:
     """of other episodes"""
     report: LabelReport
     held_out_auc: float = float("nan")
-    """of the episodes that the critic has not learned from"""
+    """of the episodes that the critic has not learned from, where it has learned from the others that are labelled"""
+    in_successes: float = float("nan")
+    """share of good chunks in the episodes that succeeded, where some did and some did not"""
+    in_failures: float = float("nan")
+    """in the others"""
 
     def metrics(self) -> dict[str, float]:
         """For a logger; those that say nothing are left out."""
-        found = {**self.report.metrics(), "labels/auc_held_out": self.held_out_auc}
+        own = {"auc_held_out": self.held_out_auc, "in_successes": self.in_successes, "in_failures": self.in_failures}
+        found = {**self.report.metrics(), **{f"labels/{name}": value for name, value in own.items()}}
         return {name: value for name, value in found.items() if value == value}
+
+    def concerns(self) -> list[str]:
+        """What speaks against using them, in sentences that name the metric."""
+        found = self.report.concerns()
+        if self.in_successes - self.in_failures < 0.05:
+            found.append(
+                f"labels/in_successes is {self.in_successes:.0%} and labels/in_failures {self.in_failures:.0%}: what "
+                "is called good has little to do with how an episode ends. Values that remember single episodes do "
+                "that; more --folds, fewer --values.steps or more data help"
+            )
+        return found
 
 
 def label_recorded(
@@ -84,10 +100,15 @@ def label_recorded(
     gamma: float,
     reward: str,
     source: str,
+    folds: int = 2,
     report: Report | None = None,
     kept: NotKept | None = None,
 ) -> Labelled:
-    """Label what was recorded by the values of implicit Q-learning on ``train``.
+    """Label what was recorded by the values of implicit Q-learning.
+
+    A value that has seen an episode remembers how it went on: ``V(s)`` comes to what ``Q(s, a)`` says of the one action
+    that was recorded there, and the advantage to noise. So every episode is rated by values that were learned without
+    it, from the other folds.
 
     Args:
         train, valid: episodes, as :func:`~dsrl.demos.read_demos` returns them.
@@ -97,11 +118,14 @@ def label_recorded(
         gamma: discount per env step.
         reward: convention, as in training.
         source: of the data, for messages.
+        folds: parts of the episodes, with as many successes each as can be; 1 learns once, from ``train``, and rates
+            all, which is enough where the data are too many to be remembered.
         report: is told the step and the losses of the values.
         kept: where the values go on from.
 
     Raises:
-        DsrlError: without rewards, or with labels of one class; the message names the metric.
+        DsrlError: without rewards, with fewer episodes than folds, or with labels of one class; the message names the
+            metric.
         LossNotFinite: when the values have diverged.
     """
     both = Trajectories((*train.episodes, *valid.episodes), train.obs_shapes, train.env)
@@ -111,39 +135,63 @@ def label_recorded(
             "there is no advantage to label actions by; record rewards, or let an agent rate samples of the base "
             "policy (--labels critic --agent RUN)"
         )
+    if len(both) < folds:
+        raise DsrlError(
+            f"{source} has {len(both)} episodes, fewer than --folds {folds}; --folds 1 rates them all at once"
+        )
     played = under_convention(both, reward)
     cut = cut_transitions(played, policy, gamma, source)
-    learned_from = sum(len(episode) for episode in played.episodes[: len(train)])
-    learner = fit_values(cut.at(torch.arange(learned_from, device=policy.device)), values, report, kept=kept)
-    labels, advantages, quality = label_transitions(learner, cut, rule)
+    lengths = torch.tensor([len(episode) for episode in played.episodes])
+    n_train = int(lengths[: len(train)].sum())
+    if folds == 1:
+        everything = torch.arange(len(cut))
+        splits = [(everything[:n_train], everything)]
+    else:
+        fold = _folds(played, folds).repeat_interleave(lengths)
+        splits = [(torch.nonzero(fold != k)[:, 0], torch.nonzero(fold == k)[:, 0]) for k in range(folds)]
+    rating = _rate_in_turn(cut, splits, values, report, kept)
+    labels, quality = label(rating.advantages, rule, rating.q, rating.returns)
     # what comes after the end has no label
     steps = zip(both.episodes, played.episodes, strict=True)
     labelled = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
     obs, chunk = (column[torch.from_numpy(labelled)] for column in windows(both, policy.spec, policy.device))
-    rows = Rows(obs, chunk, labels, advantages)
-    unseen = cut.at(torch.arange(learned_from, len(cut), device=policy.device))
+    rows = Rows(obs, chunk, labels, reduce_q(rating.advantages, "min"))
     held_out = float("nan")
-    if len(unseen):
-        returns = learner.returns(cut)[learned_from:]
-        held_out = auc(reduce_q(learner.q(unseen.cond, unseen.chunk), "min"), returns > returns.mean())
-    return Labelled(rows.at(slice(learned_from)), rows.at(slice(learned_from, None)), quality, held_out)
+    if folds == 1 and len(valid):
+        held_out = auc(rating.q[n_train:], (rating.returns > rating.returns.mean())[n_train:])
+    succeeded = torch.tensor([episode.success for episode in both.episodes]).repeat_interleave(lengths)
+    shares: list[float] = []
+    if succeeded.any() and not succeeded.all():
+        shares = [float(labels[which.to(labels.device)].mean()) for which in (succeeded, ~succeeded)]
+    return Labelled(rows.at(slice(n_train)), rows.at(slice(n_train, None)), quality, held_out, *shares)
 
 
-def label_transitions(learner: ImplicitQ, data: Transitions, rule: Rule) -> tuple[Tensor, Tensor, LabelReport]:
-    """Label every recorded chunk, and say how far the labels can be trusted.
+def _folds(data: Trajectories, folds: int) -> Tensor:
+    """``(episodes,)``, the part that each belongs to: best and worst are dealt in turn."""
+    earned = torch.tensor([float(np.sum(episode.rewards)) for episode in data.episodes])
+    order = earned.argsort(stable=True)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) % folds)
 
-    The report on data that the critic has learned from is the kinder one; held-out episodes tell more.
 
-    Returns:
-        labels ``(N,)``, the advantages ``(N,)`` that they come from, and the report.
-
-    Raises:
-        DsrlError: when they are all of one class; the message names the metric.
-    """
-    advantages = learner.advantages(data.cond, data.chunk)
-    q = reduce_q(learner.q(data.cond, data.chunk), "min")
-    labels, report = label(advantages, rule, q, learner.returns(data))
-    return labels, reduce_q(advantages, "min"), report
+def _rate_in_turn(
+    cut: Transitions,
+    splits: Sequence[tuple[Tensor, Tensor]],
+    values: ValuesConfig,
+    report: Report | None,
+    kept: NotKept | None,
+) -> Rating:
+    """The second rows of every split, rated by values that were learned from the first."""
+    device, parts = cut.cond.device, []
+    for number, (learned_from, _) in enumerate(splits):
+        name, done = "values" if len(splits) == 1 else f"values {number + 1} of {len(splits)}", number * values.steps
+        tell = None if report is None else lambda step, found, done=done: report(done + step, found)
+        learner = fit_values(cut.at(learned_from.to(device)), values, tell, kept=kept, name=name)
+        parts.append(learner.rate(cut))
+    rated = [
+        Rating(*(one[..., rows.to(device)] for one in part)) for part, (_, rows) in zip(parts, splits, strict=True)
+    ]
+    back = torch.cat([rows for _, rows in splits]).argsort().to(device)
+    return Rating(*(torch.cat(column, dim=-1)[..., back] for column in zip(*rated, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dsrl.data import bc_windows
 from dsrl.diffusion import FlowConfig, FlowPolicy
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
-from dsrl.labelled import ChunkCritic, Support, label_recorded, label_samples, support
-from dsrl.labels import Quantile, Threshold
+from dsrl.labelled import ChunkCritic, Labelled, Rows, Support, _folds, label_recorded, label_samples, support
+from dsrl.labels import LabelReport, Quantile, Threshold
 from dsrl.policy import PolicySpec
 from dsrl.values import ValuesConfig
 
@@ -49,6 +49,56 @@ def test_what_comes_after_the_end_has_no_label(base):
 def test_steps_that_cost_the_same_everywhere_are_no_reward(base):
     with pytest.raises(DsrlError, match=r"demos.hdf5 has no rewards: all 6 of them are 0"):
         tell([make_episode([0] * 4)], [make_episode([0] * 2)], base, reward="step-cost")
+
+
+def test_an_episode_is_rated_by_values_that_have_not_seen_it(base):
+    """Every other episode earns something: who has seen one knows that, who has seen its neighbours does not."""
+    episodes = [make_episode([float(at % 2)], [0], start=at) for at in range(-3, 3)]
+    values = ValuesConfig(hidden_dims=(64, 64), steps=1000, batch_size=32, lr=5e-3, tau=0.1)
+    settings = {"gamma": 0.5, "reward": "dense", "source": "demos.hdf5"}
+    found = {
+        folds: label_recorded(make_data(*episodes), make_data(), base, Quantile(0.4), values, **settings, folds=folds)
+        for folds in (1, 3)
+    }
+    assert found[1].report.auc > 0.95, "it remembers"
+    assert found[3].report.auc < 0.7
+
+
+def test_every_row_is_rated_in_its_place(base):
+    """Where all episodes are alike, it does not matter which of them values were learned from."""
+    data = make_data(*(make_episode([0.0, 0, 1, 0, 0, 0, 1], terminated=[6]) for _ in range(6)))
+    values = ValuesConfig(hidden_dims=(64,), steps=800, batch_size=64, lr=5e-3, tau=0.1)
+    settings = {"gamma": 0.9, "reward": "dense", "source": "demos.hdf5"}
+    for train, valid in ((data, make_data()), (make_data(*data.episodes[:4]), make_data(*data.episodes[4:]))):
+        by_folds = [
+            label_recorded(train, valid, base, Threshold(), values, **settings, folds=folds) for folds in (1, 2, 3)
+        ]
+        first, *others = (torch.cat([found.train.advantage, found.valid.advantage]) for found in by_folds)
+        for other in others:
+            torch.testing.assert_close(other, first, atol=0.1, rtol=0)
+
+
+def test_best_and_worst_episodes_are_dealt_in_turn():
+    earned = [3.0, 0.0, 1.0, 0.0, 2.0, 0.0]
+    fold = _folds(make_data(*(make_episode([each]) for each in earned)), 2)
+    assert fold.tolist() == [1, 0, 1, 1, 0, 0]
+
+
+def test_fewer_episodes_than_folds_are_refused(base):
+    with pytest.raises(DsrlError, match=r"demos.hdf5 has 2 episodes, fewer than --folds 3"):
+        label_recorded(
+            make_data(make_episode([0, 1.0])), make_data(make_episode([1.0])), base, Threshold(), VALUES,
+            gamma=0.9, reward="dense", source="demos.hdf5", folds=3,
+        )  # fmt: skip
+
+
+def test_labels_that_have_nothing_to_do_with_success_are_noticed():
+    rows = Rows(*(torch.zeros(0),) * 4)
+    report = LabelReport(positive_rate=0.3, flip_rate=0.1, auc=0.9)
+    assert Labelled(rows, rows, report).concerns() == Labelled(rows, rows, report, 0.9, 0.5, 0.2).concerns() == []
+    (concern,) = Labelled(rows, rows, report, 0.9, 0.31, 0.3).concerns()
+    assert concern.startswith("labels/in_successes is 31% and labels/in_failures 30%")
+    assert "labels/in_failures" not in Labelled(rows, rows, report).metrics()
 
 
 def test_samples_are_labelled_against_each_other(base):

@@ -7,8 +7,7 @@ import torch
 from test_transitions import Reader, make_data, make_episode
 
 from dsrl.errors import DsrlError, LossNotFinite
-from dsrl.labelled import label_transitions
-from dsrl.labels import Threshold
+from dsrl.labels import Threshold, label
 from dsrl.transitions import Transitions, cut_transitions
 from dsrl.values import ImplicitQ, ValuesConfig, fit_values
 
@@ -84,10 +83,12 @@ def test_labels_say_what_beats_the_value():
     """Of the behaviour, going left in the first room is bad; of the best recorded one it is good."""
     data = make_chain()
     rows = [0, 2, 4, 5]  # left and right in the first room, right and left in the second
-    labels, _, report = label_transitions(learn(data, expectile=0.5), data, Threshold())
+    found = learn(data, expectile=0.5).rate(data)
+    labels, report = label(found.advantages, Threshold(), found.q, found.returns)
     assert labels[rows].tolist() == [0, 1, 1, 0]
     assert report.positive_rate == 3 / 8 and report.flip_rate == 0
-    labels, _, report = label_transitions(learn(data, expectile=0.8), data, Threshold())
+    found = learn(data, expectile=0.8).rate(data)
+    labels, report = label(found.advantages, Threshold(), found.q, found.returns)
     # V of the second room is 4/7 and of the first one between 0.5 and 0.9 * 4/7
     assert labels[rows].tolist() == [1, 0, 1, 0]
     assert report.auc > 0.9
