@@ -39,6 +39,7 @@ SINGLE = {
 GOALS = {"goal": mazes.goal, "hierarchical": mazes.hierarchical}
 ANCHORED = {
     "anchored": anchored.extracted,
+    "one-fold": anchored.one_fold,
     "awr": anchored.awr,
     "steered-base": anchored.steered_base,
     "steered-guided": anchored.steered_guided,

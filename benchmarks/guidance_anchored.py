@@ -13,12 +13,12 @@ from tasks import FOLDER, TASKS, base_policy, dataset
 
 from dsrl.evaluate import evaluate, evaluation_envs
 from dsrl.extract import ExtractConfig, extract
-from dsrl.guidance_curve import guidance_curve
+from dsrl.guidance_curve import WeightCurve, guidance_curve
 from dsrl.pretrained import load_policy
 
 Row = dict[str, Any]
 
-__all__ = ["FOLDER", "Manipulation", "awr", "extracted", "steered_base", "steered_guided", "steered_weight"]
+__all__ = ["FOLDER", "Manipulation", "awr", "extracted", "one_fold", "steered_base", "steered_guided", "steered_weight"]
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 REPORT, CHOICE = 10_000_000, 20_000_000
@@ -47,11 +47,21 @@ class Manipulation:
 
 def extracted(task: Manipulation, seed: int) -> list[Row]:
     """Every weight of the anchored policy; weight 0 is the base policy. No env step is taken for it."""
-    policy: Any = load_policy(_guided(task, seed), device="cpu")
-    with evaluation_envs(policy, n_envs=2) as envs:
-        curve = guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
+    curve = _curve(_guided(task, seed))
     (task.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
     return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+
+
+def one_fold(task: Manipulation, seed: int) -> list[Row]:
+    """The same, of labels by values that have learned from the episodes that they rate."""
+    curve = _curve(_extracted(task, seed, task.runs / f"one-fold-seed{seed}.pt", folds=1))
+    return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+
+
+def _curve(path: Path) -> WeightCurve:
+    policy: Any = load_policy(path, device="cpu")
+    with evaluation_envs(policy, n_envs=2) as envs:
+        return guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
 
 
 def awr(task: Manipulation, seed: int) -> list[Row]:
