@@ -29,13 +29,8 @@ COLUMNS = (
 )
 SWEPT = (0, 1, 2)
 """seeds for which every temperature of AWR is trained; others get the one that was best for these on other starts"""
-SINGLE = {
-    "cfgrl": mazes.cfgrl,
-    "flow-bc": mazes.flow_bc,
-    "best-of-n": mazes.best_of_n,
-    "awr-gauss": mazes.awr_gauss,
-    "awr-flow": mazes.awr_flow,
-}
+AWR = {"awr-gauss": mazes.awr_gauss, "awr-flow": mazes.awr_flow}
+SINGLE = {"cfgrl": mazes.cfgrl, "flow-bc": mazes.flow_bc, "best-of-n": mazes.best_of_n, **AWR}
 GOALS = {"goal": mazes.goal, "hierarchical": mazes.hierarchical}
 ANCHORED = {
     "anchored": anchored.extracted,
@@ -77,7 +72,7 @@ def run(key: Key, args: argparse.Namespace) -> list[dict[str, Any]]:
         return call(anchored.Manipulation(task, args.bases, args.runs / task), seed)
     has_goals = task.startswith("goals-")
     maze = mazes.Maze(task.removeprefix("goals-"), has_goals, args.mazes, args.runs / "mazes", args.episodes)
-    if not method.startswith("awr-"):
+    if method not in AWR:
         return call(maze, seed)
     temperatures = mazes.TEMPERATURES if seed in SWEPT else [swept(args.results / "guidance.csv", task, method)]
     return call(maze, seed, temperatures)
@@ -93,7 +88,9 @@ def swept(path: Path, task: str, method: str) -> float:
     rows = [row for row in rows if int(row["seed"]) in SWEPT]
     if {int(row["seed"]) for row in rows} != set(SWEPT):
         raise DsrlError(f"{task} {method} must be swept with the seeds {SWEPT} first")
-    return float((chosen(rows) or "").removeprefix(mazes.BETA))
+    best = chosen(rows)
+    assert best is not None, "every run is played on other starts too"
+    return float(best.removeprefix(mazes.BETA))
 
 
 def held(path: Path) -> set[Key]:

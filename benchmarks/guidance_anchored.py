@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guidance_table import outcome
+from guidance_rows import CHOICE, REPORT, Row, outcome, played
 from tasks import FOLDER, TASKS, base_policy, dataset
 
-from dsrl.evaluate import evaluate, evaluation_envs
+from dsrl.evaluate import evaluation_envs
 from dsrl.extract import ExtractConfig, extract
 from dsrl.guidance_curve import WeightCurve, guidance_curve
 from dsrl.pretrained import load_policy
 
-Row = dict[str, Any]
-
 __all__ = ["FOLDER", "Manipulation", "awr", "extracted", "one_fold", "steered_base", "steered_guided", "steered_weight"]
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-REPORT, CHOICE = 10_000_000, 20_000_000
 EPISODES = 50
 TEMPERATURES = (1.0, 0.5)
+"""of advantages in standard deviations"""
 CLONING_STEPS = 6_000
+"""of the base policies: a policy that is trained anew gets as many"""
 BUDGET = {"total-env-steps": 6_000, "eval-interval": 500, "eval-episodes": 50, "final-episodes": 100}
 MAX_WEIGHT = 3.0
 
@@ -49,13 +48,12 @@ def extracted(task: Manipulation, seed: int) -> list[Row]:
     """Every weight of the anchored policy; weight 0 is the base policy. No env step is taken for it."""
     curve = _curve(_guided(task, seed))
     (task.runs / f"curve-seed{seed}.json").write_text(json.dumps({"recommended": curve.recommended.weight}))
-    return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+    return _rows(curve)
 
 
 def one_fold(task: Manipulation, seed: int) -> list[Row]:
     """The same, of labels by values that have learned from the episodes that they rate."""
-    curve = _curve(_extracted(task, seed, task.runs / f"one-fold-seed{seed}.pt", folds=1))
-    return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+    return _rows(_curve(_extracted(task, seed, task.runs / f"one-fold-seed{seed}.pt", folds=1)))
 
 
 def _curve(path: Path) -> WeightCurve:
@@ -64,17 +62,19 @@ def _curve(path: Path) -> WeightCurve:
         return guidance_curve(policy, envs, WEIGHTS, episodes=EPISODES, seed=REPORT, choice_seed=CHOICE)
 
 
+def _rows(curve: WeightCurve) -> list[Row]:
+    return [outcome(f"w {point.weight:g}", point.reported, point.choice) for point in curve.points]
+
+
 def awr(task: Manipulation, seed: int) -> list[Row]:
     """A network like the base policy's, which clones good chunks more than bad ones: no guidance."""
     rows = []
     for temperature in TEMPERATURES:
         path = task.runs / f"awr-{temperature:g}-seed{seed}.pt"
-        # as many steps as cloning took, of which the second network of an anchored policy has the result
         _extracted(task, seed, path, mode="awr", awr_temperature=temperature, steps=CLONING_STEPS)
         policy = load_policy(path, device="cpu")
         with evaluation_envs(policy, n_envs=2) as envs:
-            reported, chosen = (evaluate(policy, envs, episodes=EPISODES, seed=first) for first in (REPORT, CHOICE))
-        rows.append(outcome(f"temperature {temperature:g}", reported, chosen))
+            rows.append(played(f"temperature {temperature:g}", policy, envs, EPISODES))
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from guidance_table import outcome
+from guidance_rows import Row, played
 from mazes import dataset, single_task
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -25,7 +25,6 @@ from dsrl.cfgrl import LABEL_DIM, GuidedPolicy
 from dsrl.critics import reduce_q
 from dsrl.data import Trajectories, read_hdf5
 from dsrl.diffusion import FlowConfig, FlowPolicy
-from dsrl.evaluate import evaluate
 from dsrl.goals import GoalPolicy, HierarchicalPolicy, high_spec
 from dsrl.guidance import Guidance
 from dsrl.hindsight import FutureGoals
@@ -36,8 +35,6 @@ from dsrl.training import Loss, Trainer, own_loss, windows
 from dsrl.transitions import Transitions, cut_transitions
 from dsrl.values import ImplicitQ, ValuesConfig, fit_values
 from dsrl.wrappers import make_vec_env
-
-Row = dict[str, Any]
 
 CHUNK = 5
 EULER = 10
@@ -51,8 +48,6 @@ LAYERS = {"hidden_dims": [256, 256, 256], "activation": "GELU", "layer_norm": Tr
 NETWORK = {"type": "mlp", **LAYERS}
 VALUES = ValuesConfig(steps=15_000, lr=1e-3)
 N_ENVS = 25
-REPORT, CHOICE = 10_000_000, 20_000_000
-"""first seeds of the episodes that are reported, and of those that a setting is chosen on"""
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,9 @@ class Maze:
         rows = []
         with self.envs(next(iter(policies.values())).spec) as envs:
             for setting, policy in policies.items():
-                reported, chosen = (
-                    evaluate(policy, envs, episodes=self.episodes, seed=seed, noise_scale=noise_scale)
-                    for seed in (REPORT, CHOICE)
-                )
-                rows.append({**outcome(setting, reported, chosen), "network_calls": calls})
-                print(f"    {setting}: {reported.describe()}, {rows[-1]['mean_length']:.0f} env steps", flush=True)
+                row = played(setting, policy, envs, self.episodes, noise_scale)
+                rows.append({**row, "network_calls": calls})
+                print(f"    {setting}: {row['success_rate']:.0%}, {row['mean_length']:.0f} env steps", flush=True)
         return rows
 
 

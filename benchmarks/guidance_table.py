@@ -4,24 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from dsrl.evaluate import Evaluation
-
 Row = Mapping[str, Any]
-
-
-def outcome(setting: str, reported: Evaluation, choice: Evaluation) -> dict[str, Any]:
-    """The row of one setting, played on the starts that are reported and on as many others to choose one."""
-    low, high = reported.interval
-    return {
-        "setting": setting,
-        "success_rate": reported.success_rate,
-        "low": low,
-        "high": high,
-        "episodes": int(reported.success.size),
-        "mean_length": float(reported.lengths.mean()),
-        "choice_success_rate": choice.success_rate,
-        "choice_mean_length": float(choice.lengths.mean()),
-    }
 
 
 def markdown(rows: Sequence[Row]) -> str:

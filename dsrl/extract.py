@@ -70,8 +70,10 @@ def extract(config: ExtractConfig, console: Console | None = None) -> Path:
         log.close()
     save_policy(frozen, out)
     kept.finish()
-    then = f"choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5"
-    console.print(f"wrote {out}; {then if isinstance(frozen, Guided) else f'try it with: dsrl evaluate {out}'}")
+    then = f"try it with: dsrl evaluate {out}"
+    if isinstance(frozen, Guided):
+        then = f"choose its weight with: dsrl evaluate {out} --guidance-weight 0,1,1.5,2,3,5"
+    console.print(f"wrote {out}; {then}")
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +16,13 @@ from dsrl.data import Trajectories
 from dsrl.demos import under_convention
 from dsrl.diffusion import DiffusionPolicy, FlowPolicy
 from dsrl.errors import DsrlError
+from dsrl.folds import rate_in_folds
 from dsrl.labels import LabelReport, Rule, auc, label
 from dsrl.policy import FrozenPolicy
-from dsrl.training import windows
-from dsrl.transitions import Transitions, cut_transitions
+from dsrl.training import Report, windows
+from dsrl.transitions import cut_transitions
 from dsrl.unfinished import NotKept
-from dsrl.values import Rating, ValuesConfig, fit_values
-
-Report = Callable[[int, Mapping[str, float]], None]
+from dsrl.values import ValuesConfig, fit_values
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,7 @@ def label_recorded(
     report: Report | None = None,
     kept: NotKept | None = None,
 ) -> Labelled:
-    """Label what was recorded by the values of implicit Q-learning.
-
-    A value that has seen an episode remembers how it went on: ``V(s)`` comes to what ``Q(s, a)`` says of the one action
-    that was recorded there, and the advantage to noise. So every episode is rated by values that were learned without
-    it, from the other folds.
+    """Label what was recorded by the values of implicit Q-learning (:mod:`~dsrl.folds`).
 
     Args:
         train, valid: episodes, as :func:`~dsrl.demos.read_demos` returns them.
@@ -141,57 +135,32 @@ def label_recorded(
         )
     played = under_convention(both, reward)
     cut = cut_transitions(played, policy, gamma, source)
-    lengths = torch.tensor([len(episode) for episode in played.episodes])
-    n_train = int(lengths[: len(train)].sum())
-    if folds == 1:
-        everything = torch.arange(len(cut))
-        splits = [(everything[:n_train], everything)]
+    n_train = sum(len(episode) for episode in played.episodes[: len(train)])
+    held_out = float("nan")
+    if folds > 1:
+        rating = rate_in_folds(played, cut, values, folds, report, kept)
     else:
-        fold = _folds(played, folds).repeat_interleave(lengths)
-        splits = [(torch.nonzero(fold != k)[:, 0], torch.nonzero(fold == k)[:, 0]) for k in range(folds)]
-    rating = _rate_in_turn(cut, splits, values, report, kept)
+        rating = fit_values(cut.at(slice(n_train)), values, report, kept=kept).rate(cut)
+        if len(valid):
+            returns = rating.returns[n_train:]
+            held_out = auc(rating.q[n_train:], returns > returns.mean())
     labels, quality = label(rating.advantages, rule, rating.q, rating.returns)
     # what comes after the end has no label
     steps = zip(both.episodes, played.episodes, strict=True)
     labelled = np.concatenate([np.arange(len(recorded)) < len(episode) for recorded, episode in steps])
     obs, chunk = (column[torch.from_numpy(labelled)] for column in windows(both, policy.spec, policy.device))
     rows = Rows(obs, chunk, labels, reduce_q(rating.advantages, "min"))
-    held_out = float("nan")
-    if folds == 1 and len(valid):
-        held_out = auc(rating.q[n_train:], (rating.returns > rating.returns.mean())[n_train:])
-    succeeded = torch.tensor([episode.success for episode in both.episodes]).repeat_interleave(lengths)
-    shares: list[float] = []
-    if succeeded.any() and not succeeded.all():
-        shares = [float(labels[which.to(labels.device)].mean()) for which in (succeeded, ~succeeded)]
-    return Labelled(rows.at(slice(n_train)), rows.at(slice(n_train, None)), quality, held_out, *shares)
+    parts = rows.at(slice(n_train)), rows.at(slice(n_train, None))
+    return Labelled(*parts, quality, held_out, *_shares(labels, played))
 
 
-def _folds(data: Trajectories, folds: int) -> Tensor:
-    """``(episodes,)``, the part that each belongs to: best and worst are dealt in turn."""
-    earned = torch.tensor([float(np.sum(episode.rewards)) for episode in data.episodes])
-    order = earned.argsort(stable=True)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) % folds)
-
-
-def _rate_in_turn(
-    cut: Transitions,
-    splits: Sequence[tuple[Tensor, Tensor]],
-    values: ValuesConfig,
-    report: Report | None,
-    kept: NotKept | None,
-) -> Rating:
-    """The second rows of every split, rated by values that were learned from the first."""
-    device, parts = cut.cond.device, []
-    for number, (learned_from, _) in enumerate(splits):
-        name, done = "values" if len(splits) == 1 else f"values {number + 1} of {len(splits)}", number * values.steps
-        tell = None if report is None else lambda step, found, done=done: report(done + step, found)
-        learner = fit_values(cut.at(learned_from.to(device)), values, tell, kept=kept, name=name)
-        parts.append(learner.rate(cut))
-    rated = [
-        Rating(*(one[..., rows.to(device)] for one in part)) for part, (_, rows) in zip(parts, splits, strict=True)
-    ]
-    back = torch.cat([rows for _, rows in splits]).argsort().to(device)
-    return Rating(*(torch.cat(column, dim=-1)[..., back] for column in zip(*rated, strict=True)))
+def _shares(labels: Tensor, data: Trajectories) -> tuple[float, float]:
+    """Of good chunks in the episodes that succeeded, and in the others; NaN where there is only one kind."""
+    succeeded = np.concatenate([np.full(len(episode), episode.success) for episode in data.episodes])
+    if succeeded.all() or not succeeded.any():
+        return float("nan"), float("nan")
+    rows = torch.from_numpy(succeeded).to(labels.device)
+    return float(labels[rows].mean()), float(labels[~rows].mean())
 
 
 @dataclass(frozen=True)

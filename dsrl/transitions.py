@@ -53,7 +53,7 @@ class Transitions:
         """Number of decisions."""
         return len(self.reward)
 
-    def at(self, rows: Tensor) -> Transitions:
+    def at(self, rows: Tensor | slice) -> Transitions:
         """These rows; their :attr:`last` still counts in the whole."""
         return replace(self, **{name: values[rows] for name, values in self._tensors().items()})
 

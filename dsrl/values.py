@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from dsrl.critics import CriticEnsemble, reduce_q
 from dsrl.errors import LossNotFinite
 from dsrl.interruption import Interruption
 from dsrl.limits import within
-from dsrl.training import progress
+from dsrl.training import Report, progress
 from dsrl.transitions import Transitions
 from dsrl.unfinished import NotKept
 
@@ -97,18 +97,24 @@ class ImplicitQ(nn.Module):
     @torch.no_grad()
     def advantages(self, cond: Tensor, chunk: Tensor) -> Tensor:
         """``Q - V`` of each target critic, ``(E, B)``; the smallest one is the advantage."""
-        return self.q(cond, chunk) - torch.cat([self.value(part) for part in cond.split(_ROWS)])
+        return self.q(cond, chunk) - self._values(cond)
 
     @torch.no_grad()
-    def returns(self, data: Transitions) -> Tensor:
-        """What followed each decision, ``(N,)``; the value stands in for what was not recorded to its end."""
-        after = torch.cat([self.value(part) for part in data.next_cond.split(_ROWS)])
-        return data.earned + data.remaining * after[data.last]
+    def returns(self, data: Transitions, rows: Tensor | slice = slice(None)) -> Tensor:
+        """What followed these decisions, ``(N,)``; the value stands in for what was not recorded to its end."""
+        after = self._values(data.next_cond[data.last[rows]])
+        return data.earned[rows] + data.remaining[rows] * after
 
-    def rate(self, data: Transitions) -> Rating:
-        """All that a label depends on; decisions that it has learned from are rated too kindly."""
-        q = reduce_q(self.q(data.cond, data.chunk), "min")
-        return Rating(self.advantages(data.cond, data.chunk), q, self.returns(data))
+    @torch.no_grad()
+    def rate(self, data: Transitions, rows: Tensor | slice = slice(None)) -> Rating:
+        """All that the labels of these decisions depend on; those that it has learned from are rated too kindly."""
+        cond, chunk = data.cond[rows], data.chunk[rows]
+        q = self.q(cond, chunk)
+        return Rating(q - self._values(cond), reduce_q(q, "min"), self.returns(data, rows))
+
+    def _values(self, cond: Tensor) -> Tensor:
+        """V of many at once, ``(B,)``."""
+        return torch.cat([self.value(part) for part in cond.split(_ROWS)])
 
     def update(self, batch: Transitions) -> dict[str, Tensor]:
         """One gradient step on everything; what it returns stays on the device."""
@@ -142,7 +148,7 @@ class ImplicitQ(nn.Module):
 def fit_values(
     data: Transitions,
     config: ValuesConfig,
-    report: Callable[[int, Mapping[str, float]], None] | None = None,
+    report: Report | None = None,
     report_every: int = 1000,
     kept: NotKept | None = None,
     name: str = "values",

@@ -140,6 +140,13 @@ def test_what_is_left_behind(config):
     logged = set().union(*folder.read_metrics())
     wanted = {"labels/positive_rate", "labels/flip_rate", "labels/auc", "data/distance"}
     assert wanted | {"train/critic_loss", "train/loss", "valid/loss"} <= logged
+    assert "labels/auc_held_out" not in logged, "all were held out"
+
+
+def test_with_one_fold_the_held_out_episodes_say_how_far_the_values_carry(config):
+    extract(replace(config, folds=1))
+    logged = set().union(*RunFolder.open(config.run_dir).read_metrics())
+    assert {"labels/positive_rate", "labels/flip_rate", "labels/auc", "labels/auc_held_out"} <= logged
 
 
 def test_the_same_seed_gives_the_same_policy(config, tmp_path):

@@ -11,7 +11,7 @@ from dsrl.errors import DsrlError
 from dsrl.files import read_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OURS = ("guidance", "guidance_anchored", "guidance_mazes", "guidance_table", "mazes", "tasks")
+OURS = ("guidance", "guidance_anchored", "guidance_mazes", "guidance_rows", "guidance_table", "mazes", "tasks")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from dsrl.data import bc_windows
 from dsrl.diffusion import FlowConfig, FlowPolicy
 from dsrl.env_spec import EnvSpec
 from dsrl.errors import DsrlError
-from dsrl.labelled import ChunkCritic, Labelled, Rows, Support, _folds, label_recorded, label_samples, support
+from dsrl.folds import deal
+from dsrl.labelled import ChunkCritic, Labelled, Rows, Support, label_recorded, label_samples, support
 from dsrl.labels import LabelReport, Quantile, Threshold
 from dsrl.policy import PolicySpec
 from dsrl.values import ValuesConfig
@@ -80,7 +81,7 @@ def test_every_row_is_rated_in_its_place(base):
 
 def test_best_and_worst_episodes_are_dealt_in_turn():
     earned = [3.0, 0.0, 1.0, 0.0, 2.0, 0.0]
-    fold = _folds(make_data(*(make_episode([each]) for each in earned)), 2)
+    fold = deal(make_data(*(make_episode([each]) for each in earned)), 2)
     assert fold.tolist() == [1, 0, 1, 1, 0, 0]
 
 

@@ -15,7 +15,7 @@ _LEVELS = {
           hindsight replay noise_policy trajectory_windows policy_guidance mixed_batches
           wrapped random_state tree_file run_lock interruption blocks samples credit agent_state facts unfinished""",
     1: "edm diffusion guidance values steered noise_losses demo_mix piloted replay_log",
-    2: "noise_fit awr cfgrl trajectory_diffusion",
+    2: "noise_fit awr cfgrl trajectory_diffusion folds",
     3: "noise_diagnostics noise_aliased agents actor_file anchored goals weighted policy_targets td3bc",
     4: """algorithms demos playback evaluate probe collect pretrain finetune callbacks compare video
           extract extract_config extract_modes labelled guidance_curve trial safety_log push compare_runs film_strip
