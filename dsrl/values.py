@@ -22,6 +22,9 @@ from dsrl.unfinished import NotKept
 
 _ROWS = 16_384
 """that are rated at once"""
+_SPREAD = 20.0
+"""standard deviation of the returns in what :func:`fit_values` lets the networks put out: far more than a step of Adam
+adds, or the noise of its steps, of which an expectile is the upper edge, is bootstrapped into values"""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,24 @@ class ImplicitQ(nn.Module):
         cond_dim: length of an encoded observation.
         chunk_dim: length of a flattened chunk.
         config: sizes and rates.
+        zero, unit: of the networks, which put out ``(return - zero) / unit``.
     """
 
-    def __init__(self, cond_dim: int, chunk_dim: int, config: ValuesConfig):
+    zero: Tensor
+    unit: Tensor
+
+    def __init__(
+        self,
+        cond_dim: int,
+        chunk_dim: int,
+        config: ValuesConfig,
+        zero: float | Tensor = 0.0,
+        unit: float | Tensor = 1.0,
+    ):
         super().__init__()
         self.config = config
+        self.register_buffer("zero", torch.as_tensor(zero))
+        self.register_buffer("unit", torch.as_tensor(unit))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.critic = CriticEnsemble(cond_dim, chunk_dim, config.hidden_dims, config.n_critics)
@@ -86,13 +102,13 @@ class ImplicitQ(nn.Module):
 
     def value(self, cond: Tensor) -> Tensor:
         """``(B, C)`` -> V, ``(B,)``."""
-        return self.state_value(cond, cond[:, :0])[0]
+        return self.zero + self.unit * self.state_value(cond, cond[:, :0])[0]
 
     @torch.no_grad()
     def q(self, cond: Tensor, chunk: Tensor) -> Tensor:
         """``(B, C), (B, Ta * Da)`` -> Q of each target critic, ``(E, B)``."""
         parts = zip(cond.split(_ROWS), chunk.split(_ROWS), strict=True)
-        return torch.cat([self.critic_target(*part) for part in parts], dim=1)
+        return self.zero + self.unit * torch.cat([self.critic_target(*part) for part in parts], dim=1)
 
     @torch.no_grad()
     def advantages(self, cond: Tensor, chunk: Tensor) -> Tensor:
@@ -135,14 +151,14 @@ class ImplicitQ(nn.Module):
         """V towards an expectile of Q (eq. 5); beside it the advantages ``(B,)``."""
         error = reduce_q(self.q(batch.cond, batch.chunk), "min") - self.value(batch.cond)
         weight = torch.where(error > 0, self.config.expectile, 1 - self.config.expectile)
-        return (weight * error.square()).mean(), error.detach()
+        return (weight * (error / self.unit).square()).mean(), error.detach()
 
     def _critic_loss(self, batch: Transitions) -> tuple[Tensor, Tensor]:
         """Q towards ``r + gamma^k V(s')`` (eq. 6), nothing after a termination; beside it the mean of Q."""
         with torch.no_grad():
             target = batch.reward + torch.where(batch.terminated, 0.0, batch.discount) * self.value(batch.next_cond)
-        q = self.critic(batch.cond, batch.chunk)
-        return 0.5 * (q - target).square().mean(dim=1).sum(), q.detach().mean()
+        q = self.zero + self.unit * self.critic(batch.cond, batch.chunk)
+        return 0.5 * ((q - target) / self.unit).square().mean(dim=1).sum(), q.detach().mean()
 
 
 def fit_values(
@@ -153,7 +169,7 @@ def fit_values(
     kept: NotKept | None = None,
     name: str = "values",
 ) -> ImplicitQ:
-    """Learn the values of a data set, on its device.
+    """Learn the values of a data set, on its device; the unit of its rewards makes no difference.
 
     Args:
         data: all of it is drawn from, with replacement.
@@ -199,7 +215,9 @@ class _Fit:
 
     def __init__(self, data: Transitions, config: ValuesConfig):
         self.data, self.batch_size, self.step = data, config.batch_size, 0
-        self.learner = ImplicitQ(data.cond.shape[1], data.chunk.shape[1], config).to(data.cond.device)
+        spread, mean = torch.std_mean(data.earned, correction=0)
+        unit = torch.where(spread > 0, spread / _SPREAD, 1.0)
+        self.learner = ImplicitQ(data.cond.shape[1], data.chunk.shape[1], config, mean, unit).to(data.cond.device)
         self.generator = torch.Generator(device=data.cond.device).manual_seed(config.seed)
 
     def update(self) -> dict[str, Tensor]:

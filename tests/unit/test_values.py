@@ -138,6 +138,23 @@ def test_fitting_is_seeded_reports_and_leaves_nothing_to_train():
     assert not any(parameter.requires_grad for parameter in first.parameters())
 
 
+@pytest.mark.parametrize("factor", [2.0**-10, 2.0**8])
+def test_the_unit_of_the_rewards_makes_no_difference(factor):
+    """Powers of two, which round nothing."""
+    data, config = make_chain(), ValuesConfig(hidden_dims=(16,), steps=300, batch_size=8, lr=0.01, tau=0.2)
+    found = fit_values(data, config).rate(data)
+    scaled = replace(data, reward=factor * data.reward, earned=factor * data.earned)
+    for one, other in zip(fit_values(scaled, config).rate(scaled), found, strict=True):
+        torch.testing.assert_close(one / factor, other)
+    assert float(found.q.std()) > 0.05
+
+
+def test_rewards_that_never_differ_have_a_value_too():
+    data = cut_transitions(make_data(make_episode([2.0], [0])), Reader(), gamma=0.5)
+    learner = fit_values(data, ValuesConfig(hidden_dims=(16,), steps=2000, lr=0.01, tau=0.2))
+    assert learner.rate(data).q.tolist() == pytest.approx([2.0], abs=0.05)
+
+
 def test_the_targets_follow_slowly():
     data, learner = make_chain(), ImplicitQ(3, 1, ValuesConfig(hidden_dims=(16,), tau=0.1))
     before = [weight.clone() for weight in learner.critic_target.parameters()]
