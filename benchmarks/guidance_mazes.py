@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from guidance_rows import Row, played
 from mazes import dataset, single_task
@@ -288,16 +287,3 @@ def _keep(path: Path, state: dict[str, Tensor]) -> None:
     aside = path.with_suffix(".aside")
     torch.save(state, aside)
     aside.replace(path)
-
-
-def shortest_way(maze: Maze) -> np.ndarray:
-    """The cells of the shortest way from start to goal, ``(N, 2)`` positions, to look at values along it."""
-    with maze.envs(maze.spec) as envs:
-        simulator = envs.get_attr("unwrapped", indices=[0])[0].simulator
-        envs.seed(0)
-        envs.reset()
-        at, goal = simulator.get_xy(), simulator.cur_goal_xy
-        way = [np.array(at)]
-        while simulator.xy_to_ij(way[-1]) != simulator.xy_to_ij(goal):
-            way.append(np.array(simulator.get_oracle_subgoal(way[-1], goal)[0]))
-    return np.stack(way)
