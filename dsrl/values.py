@@ -102,13 +102,13 @@ class ImplicitQ(nn.Module):
 
     def value(self, cond: Tensor) -> Tensor:
         """``(B, C)`` -> V, ``(B,)``."""
-        return self.zero + self.unit * self.state_value(cond, cond[:, :0])[0]
+        return self._counted(self.state_value(cond, cond[:, :0])[0])
 
     @torch.no_grad()
     def q(self, cond: Tensor, chunk: Tensor) -> Tensor:
         """``(B, C), (B, Ta * Da)`` -> Q of each target critic, ``(E, B)``."""
         parts = zip(cond.split(_ROWS), chunk.split(_ROWS), strict=True)
-        return self.zero + self.unit * torch.cat([self.critic_target(*part) for part in parts], dim=1)
+        return self._counted(torch.cat([self.critic_target(*part) for part in parts], dim=1))
 
     @torch.no_grad()
     def advantages(self, cond: Tensor, chunk: Tensor) -> Tensor:
@@ -127,6 +127,10 @@ class ImplicitQ(nn.Module):
         cond, chunk = data.cond[rows], data.chunk[rows]
         q = self.q(cond, chunk)
         return Rating(q - self._values(cond), reduce_q(q, "min"), self.returns(data, rows))
+
+    def _counted(self, output: Tensor) -> Tensor:
+        """What a network puts out, as a return."""
+        return self.zero + self.unit * output
 
     def _values(self, cond: Tensor) -> Tensor:
         """V of many at once, ``(B,)``."""
@@ -157,7 +161,7 @@ class ImplicitQ(nn.Module):
         """Q towards ``r + gamma^k V(s')`` (eq. 6), nothing after a termination; beside it the mean of Q."""
         with torch.no_grad():
             target = batch.reward + torch.where(batch.terminated, 0.0, batch.discount) * self.value(batch.next_cond)
-        q = self.zero + self.unit * self.critic(batch.cond, batch.chunk)
+        q = self._counted(self.critic(batch.cond, batch.chunk))
         return 0.5 * ((q - target) / self.unit).square().mean(dim=1).sum(), q.detach().mean()
 
 
